@@ -1,0 +1,26 @@
+"""Settings of the index and of the retrieval deployment."""
+
+from __future__ import annotations
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class RetrievalConfig(BaseModel):
+    """How documents are indexed and served."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    index: str = Field(default="", description="folder of a built index; empty: built from the run's own corpus")
+    encoder: str = Field(default="hashed-ngrams", description="'hashed-ngrams' needs no download; else a model folder")
+    dimensions: int = Field(default=256, ge=16)
+    factory: str = Field(default="Flat", description="FAISS factory string")
+    mode: str = Field(default="hybrid", pattern="^(dense|lexical|hybrid)$")
+    lexical_weight: float = Field(default=1.0, ge=0)
+    dense_weight: float = Field(default=1.0, ge=0)
+    replicas: int = Field(default=1, ge=1)
+    max_batch: int = Field(default=256, ge=1)
+    batch_wait_s: float = Field(default=0.002, ge=0)
+    max_queued: int = Field(default=4096, ge=1, description="requests beyond this are rejected with a retry-after")
+    deadline_s: float = Field(default=10.0, gt=0, description="a search that takes longer voids its episode")
+    coalesce_s: float = Field(default=0.002, ge=0, description="how long a client waits to send searches together")
+    http_port: int = Field(default=0, ge=0, le=65535, description="0: no HTTP, handle calls only")

@@ -1,0 +1,38 @@
+"""Settings of the medical world and of the cold start."""
+
+from __future__ import annotations
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class WorldConfig(BaseModel):
+    """The procedural medical world. Several training worlds share names but not facts, so facts cannot be memorised."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    seed: int = 0
+    training_worlds: int = Field(default=16, ge=1)
+    entities_per_type: int = Field(default=60, ge=8)
+    held_out_share: float = Field(default=0.125, gt=0, lt=0.5, description="share of the names that training never sees")
+    documents_per_fact: tuple[float, float, float] = Field(default=(0.15, 0.45, 0.40), description="chance of 1, 2, 3")
+    weaker_agrees: float = Field(default=0.15, ge=0, le=1, description="chance that a weaker document tells the truth")
+
+
+class ColdStartConfig(BaseModel):
+    """Supervised start of a tiny model on verified teacher episodes, behind skill gates."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    hidden_size: int = 128
+    layers: int = 2
+    heads: int = 4
+    ffn_size: int = 384
+    batch_size: int = Field(default=32, ge=1)
+    demonstrations: int = Field(default=20_000, ge=100)
+    drill_share: float = Field(default=0.3, ge=0, le=1)
+    muon_learning_rate: float = Field(default=0.01, gt=0)
+    adamw_learning_rate: float = Field(default=0.02, gt=0)
+    warmup_steps: int = 50
+    drill_gate: float = Field(default=0.95, gt=0, le=1)
+    max_seconds: float = Field(default=300, gt=0, description="a start that is not through its gates by then is restarted")
+    attempts: int = Field(default=3, ge=1, description="restarts with another data order before the run gives up")
