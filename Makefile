@@ -1,0 +1,42 @@
+# make demo   train the tiny model through all phases on this machine
+# make test   lint, unit tests, end-to-end tests
+
+EXTRA ?= cpu
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed-$(EXTRA)
+# The first interpreter that the accelerator stack has wheels for; PYTHON=… names another.
+PYTHON ?= $(firstword $(foreach name,python3.11 python3.12 python3.13 python3 python,$(if $(shell \
+	$(name) -c 'import sys; print((3, 11) <= sys.version_info[:2] < (3, 14) or "")' 2>/dev/null | grep True),$(name))))
+# One thread per process: the processes of a test share the cores, and their threads would wait for each other.
+TEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
+
+.PHONY: venv demo test unit e2e lint
+
+venv: $(STAMP)
+
+$(STAMP): pyproject.toml
+	@if [ -z "$(PYTHON)" ]; then echo "make venv: no Python 3.11, 3.12 or 3.13 found: install one, or name it with PYTHON=…" >&2; exit 2; fi
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) || { echo "make venv: $(PYTHON) cannot make an environment: install its venv package (Debian: apt-get install python3-venv)" >&2; exit 2; }
+	@test -x $(BIN)/uv || command -v uv >/dev/null || $(BIN)/python -m pip install --quiet uv
+	$$(test -x $(BIN)/uv && echo $(BIN)/uv || echo uv) pip install --python $(BIN)/python \
+		$(if $(PIP_FIND_LINKS),--find-links "$(PIP_FIND_LINKS)",$(if $(filter cpu,$(EXTRA)),--torch-backend=cpu)) \
+		--editable '.[$(EXTRA),test,dev]'
+	@touch $@
+
+demo: venv
+	$(BIN)/medr3 train configs/demo.yaml
+
+test: lint unit e2e
+
+unit: venv
+	$(TEST) -m "not e2e"
+
+e2e: venv
+	$(TEST) -m e2e
+
+lint: venv
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports --no-cache

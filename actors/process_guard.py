@@ -1,0 +1,28 @@
+"""Lets a process that multiprocessing started die with its parent, however the parent dies."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import threading
+from multiprocessing.connection import wait
+
+_THREAD_NAME = "exit-with-parent"
+
+
+def exit_with_parent() -> bool:
+    """Watches the parent from a thread and ends this process at once when it is gone; False where there is no such parent.
+
+    An engine whose actor was killed would otherwise wait for requests for ever, holding its memory and its device.
+    """
+    parent = multiprocessing.parent_process()
+    if parent is None:
+        return False
+    if all(thread.name != _THREAD_NAME for thread in threading.enumerate()):
+        threading.Thread(target=_exit_when_ready, args=(parent.sentinel,), name=_THREAD_NAME, daemon=True).start()
+    return True
+
+
+def _exit_when_ready(sentinel: int) -> None:
+    wait([sentinel])
+    os._exit(1)

@@ -1,0 +1,116 @@
+"""The driver's side of the learner: starts Ray Train's workers, gives them orders, and notices when they end."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+import ray
+
+from learner.config import LearnerConfig
+from learner.exchange import Exchange, Reply
+from learner.messages import Answer, Checkpoint, LearnerDied, Order, ResetOptimizer, Start, Step, StepResult, Stop
+from trajectories.publication import Publication
+from trajectories.schema import WeightVersion
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+# The exchange answers by the deadline of its own; this much later the exchange itself is taken for lost.
+GRACE_S = 10.0
+
+
+class LearnerClient:
+    """Orders for the learner, one at a time; every call waits for its answer, and raises `LearnerDied` where none will come.
+
+    `TorchTrainer.fit()` runs in a thread and returns only when the workers end. Nothing is restarted here: the run's manifest
+    decides what a restart resumes from.
+    """
+
+    def __init__(self, config: LearnerConfig, run_id: str, canary_token_ids: list[int]) -> None:
+        self._config, self._run_id, self._canary = config, run_id, canary_token_ids
+        self._exchange: Any = None
+        self._ended: asyncio.Future[str] | None = None
+
+    async def start(self, model_dir: Path, version: WeightVersion, checkpoint: Path | None, storage: Path) -> Publication:
+        """Starts the workers from the model, or from a checkpoint of any number of workers, and publishes `version`."""
+        if self._ended is not None:
+            raise RuntimeError("this learner was started before: make another LearnerClient")
+        if not (model_dir / "config.json").is_file():
+            raise FileNotFoundError(f"no model in {model_dir}: it has no config.json")
+        self._exchange = Exchange.remote(self._config.workers)
+        self._ended = asyncio.get_running_loop().create_future()
+        arguments = (asyncio.get_running_loop(), self._ended, model_dir.resolve(), storage.resolve())
+        threading.Thread(target=self._fit, args=arguments, name="learner-fit", daemon=True).start()
+        order = Start(version, str(checkpoint.resolve()) if checkpoint is not None else None)
+        return cast(Publication, await self._carry_out(order))
+
+    async def step(
+        self, tables: list[ray.ObjectRef[pa.Table]], step: int, version: WeightVersion, learning_rate: float, temperature: float
+    ) -> StepResult:
+        """Trains on the groups in `tables` and publishes the outcome as `version`."""
+        return cast(StepResult, await self._carry_out(Step(tables, step, version, learning_rate, temperature)))
+
+    async def checkpoint(self, folder: Path) -> None:
+        """Writes `folder`/training_state, which `start` takes, and `folder`/model, which transformers and vLLM open."""
+        await self._carry_out(Checkpoint(str(folder.resolve())))
+
+    async def reset_optimizer(self) -> None:
+        """Forgets AdamW's moments."""
+        await self._carry_out(ResetOptimizer())
+
+    async def stop(self) -> None:
+        """Ends the workers and removes the published weights. A learner that is dead already is no error."""
+        if self._ended is None:
+            return
+        try:
+            if not self._ended.done():
+                await self._carry_out(Stop())
+            await asyncio.wait_for(asyncio.shield(self._ended), self._config.step_timeout_s)
+        except LearnerDied:
+            pass
+        finally:
+            ray.kill(self._exchange)  # workers that still run end at their next poll
+            from learner.publishing import remove_weights, weights_folder
+
+            remove_weights(weights_folder(self._config.weights_folder, self._run_id))
+
+    async def _carry_out(self, order: Order) -> Answer:
+        if self._ended is None:
+            raise RuntimeError(f"{type(order).__name__} was ordered before start()")
+        name, timeout_s = type(order).__name__, self._config.step_timeout_s
+        reply: asyncio.Future[Any] = asyncio.ensure_future(self._ask(order))
+        try:
+            await asyncio.wait(
+                [reply, cast("asyncio.Future[Any]", self._ended)],
+                timeout=timeout_s + GRACE_S,
+                return_when=asyncio.FIRST_COMPLETED,
+            )
+            if reply.done():
+                answer, failure = reply.result()
+                if failure:
+                    raise LearnerDied(f"{name}: {failure}")
+                return answer
+        finally:
+            reply.cancel()
+        if not self._ended.done():
+            raise LearnerDied(f"{name}: the exchange did not answer within {timeout_s + GRACE_S:.0f} s")
+        raise LearnerDied(f"{name}: {await self._exchange.failure.remote() or self._ended.result()}")
+
+    async def _ask(self, order: Order) -> Reply:
+        number = await self._exchange.put.remote(order)
+        return cast(Reply, await self._exchange.reply.remote(number, self._config.step_timeout_s))
+
+    def _fit(self, loop: asyncio.AbstractEventLoop, ended: asyncio.Future[str], model_dir: Path, storage: Path) -> None:
+        """In its own thread, so that torch is imported here and the event loop stays free."""
+        try:
+            from learner.launch import make_trainer
+
+            make_trainer(self._config, self._run_id, model_dir, self._canary, self._exchange, storage).fit()
+            reason = "the workers ended as if told to stop"
+        except BaseException as error:  # noqa: BLE001 (a thread has nobody to raise to: the reason travels as text)
+            reason = f"{type(error).__name__}: {error}"
+        if not loop.is_closed():
+            loop.call_soon_threadsafe(ended.set_result, reason)

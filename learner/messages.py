@@ -1,0 +1,67 @@
+"""What the driver orders from the learner's workers, and what they answer. Plain data: no torch, no vllm."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from trajectories.publication import Publication
+from trajectories.schema import WeightVersion
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+    from ray import ObjectRef
+
+
+@dataclass(frozen=True, slots=True)
+class Start:
+    """Load the checkpoint, if any, and publish what is loaded as `version`. The first order that workers get."""
+
+    version: WeightVersion
+    checkpoint: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """Train on these groups, then publish the result as `version`."""
+
+    tables: list[ObjectRef[pa.Table]]
+    step: int
+    version: WeightVersion
+    learning_rate: float
+    temperature: float
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """Write the training state, every rank its shards, and the weights as a Hugging Face folder."""
+
+    folder: str
+
+
+@dataclass(frozen=True, slots=True)
+class ResetOptimizer:
+    """Forget the optimiser's moments: a new phase has another loss surface."""
+
+
+@dataclass(frozen=True, slots=True)
+class Stop:
+    """Leave the loop; `TorchTrainer.fit()` returns."""
+
+
+Order = Start | Step | Checkpoint | ResetOptimizer | Stop
+
+
+@dataclass(frozen=True, slots=True)
+class StepResult:
+    """What one step measured, and the weights that it made."""
+
+    metrics: dict[str, float]
+    publication: Publication
+
+
+Answer = StepResult | Publication | None
+
+
+class LearnerDied(Exception):
+    """The learner's workers ended unasked or did not answer in time; the reason is the text. The run resumes from its manifest."""

@@ -1,0 +1,121 @@
+"""One learner worker: the loop that Ray Train runs on every rank. Takes orders from the exchange until it is told to stop."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import ray
+import ray.train
+import ray.train.torch
+import torch
+import torch.distributed as dist
+from torch.distributed.device_mesh import init_device_mesh
+
+from learner.batch import read_batch
+from learner.checkpoint import load_training_state, save_training_state
+from learner.config import LearnerConfig
+from learner.export import MODEL, export_model
+from learner.messages import Answer, Checkpoint, Order, ResetOptimizer, Start, Step, StepResult, Stop
+from learner.model import Policy, load_policy, shard
+from learner.publishing import WeightPublisher, weights_folder
+from learner.trainer import PolicyTrainer
+from trajectories.schema import WeightVersion
+
+# A worker asks this often for its next order: an exchange that died with its driver is noticed by then.
+POLL_S = 10.0
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerSettings:
+    """What every worker is started with."""
+
+    config: LearnerConfig
+    run_id: str
+    model_dir: str
+    canary_token_ids: list[int]
+    exchange: Any  # handle of the Exchange actor
+
+
+def train_loop(settings: dict[str, WorkerSettings]) -> None:
+    """Entry point of Ray Train. Whatever ends a worker is told to the exchange first, in the words of the exception."""
+    worker_settings = settings["worker"]
+    rank = ray.train.get_context().get_world_rank()
+    exchange = worker_settings.exchange
+    try:
+        worker = LearnerWorker(worker_settings, rank)
+        while True:
+            received = ray.get(exchange.next_order.remote(rank, POLL_S))
+            if received is None:
+                continue
+            number, order = received
+            answer = worker.carry_out(order)
+            ray.get(exchange.post.remote(rank, number, answer))
+            if isinstance(order, Stop):
+                return
+            del received, order, answer  # or the groups of this step stay pinned in the object store until the next
+    except Exception as error:
+        ray.get(exchange.fail.remote(rank, f"{type(error).__name__}: {error}"))
+        raise
+
+
+class LearnerWorker:
+    """The trainer of one rank with its files; `carry_out` is the whole protocol."""
+
+    def __init__(self, settings: WorkerSettings, rank: int) -> None:
+        config = settings.config
+        torch.set_num_threads(config.cpu_threads)
+        self.config, self.rank = config, rank
+        self.model_dir = Path(settings.model_dir)
+        self.device = ray.train.torch.get_device() if config.gpus_per_worker > 0 else torch.device("cpu")
+        self.dtype = torch.bfloat16 if config.dtype == "bfloat16" else torch.float32
+        self.mesh = init_device_mesh(self.device.type, (dist.get_world_size(),))
+        reference = self._load() if config.kl_coefficient > 0 else None
+        self.trainer = PolicyTrainer(self._load(), config, reference=reference, device=self.device)
+        folder = weights_folder(config.weights_folder, settings.run_id)
+        self.publisher = WeightPublisher(folder, settings.canary_token_ids, self.dtype, rank, self.device)
+        self.version: WeightVersion | None = None
+
+    def _load(self) -> Policy:
+        policy = load_policy(
+            self.model_dir,
+            entropy_gradient=self.config.entropy_coefficient != 0,
+            activation_checkpointing=self.config.activation_checkpointing,
+        )
+        return shard(policy, self.mesh, self.dtype)
+
+    def carry_out(self, order: Order) -> Answer:
+        """Does what the order says, together with all other ranks; only rank 0 has something to answer."""
+        match order:
+            case Start(version, checkpoint):
+                if checkpoint is not None:
+                    load_training_state(self.trainer, Path(checkpoint))
+                self.version = version
+                return self.publisher.publish(self.trainer.policy, version)
+            case Step():
+                return self._step(order)
+            case Checkpoint(folder):
+                save_training_state(self.trainer, Path(folder))
+                export_model(self.trainer.policy, self.model_dir, Path(folder) / MODEL, self.dtype, self.rank)
+            case ResetOptimizer():
+                self.trainer.reset_optimizer()
+            case Stop():
+                pass
+        return None
+
+    def _step(self, order: Step) -> StepResult | None:
+        if self.version is None:
+            raise RuntimeError("a step was ordered before the start: no version is published yet")
+        began = time.perf_counter()
+        batch = read_batch(ray.get(order.tables))
+        read = time.perf_counter()
+        metrics = self.trainer.step(
+            batch, step=order.step, current=self.version, learning_rate=order.learning_rate, temperature=order.temperature
+        )
+        trained = time.perf_counter()
+        publication = self.publisher.publish(self.trainer.policy, order.version)
+        self.version = order.version
+        metrics |= {"seconds_read": read - began, "seconds_publish": time.perf_counter() - trained}
+        return StepResult(metrics, publication) if publication is not None else None

@@ -1,0 +1,139 @@
+"""One run's whole configuration: every room's own model, composed and checked against each other before anything starts."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any, Self
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from actors.config import EpisodeBudget, RolloutConfig
+from curriculum.config import CurriculumConfig, PhaseConfig
+from learner.config import LearnerConfig
+from medr3.errors import UserError, did_you_mean
+from medr3.observe.config import TrackingConfig
+from retrieval_service.config import RetrievalConfig
+from rewards.config import RewardRecipe
+from tasks.config import ColdStartConfig, WorldConfig
+from tasks.world import SOURCES
+
+
+class RunSettings(BaseModel):
+    """The run as such: where it lives, what makes it repeatable, when it is saved and when it is given up."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    name: str = Field(default="run", pattern=r"^[A-Za-z0-9._-]+$")
+    folder: Path = Path("runs/run")
+    seed: int = 0
+    checkpoint_every: int = Field(default=10, ge=1, description="learner steps between two checkpoints")
+    keep_checkpoints: int = Field(default=2, ge=1)
+    stall_timeout_s: float = Field(default=300, gt=0, description="no stage may go without progress for longer")
+    ray_address: str = Field(default="", description="empty: the cluster of the surrounding job, else a Ray of this machine")
+    ray_cpus: int = Field(default=8, ge=1, description="logical CPUs of a Ray of this machine; threads are bounded elsewhere")
+
+
+class EvaluationConfig(BaseModel):
+    """How many held-out questions decide a plateau, and how many are reported."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    probe_questions: int = Field(default=200, ge=10)
+    test_questions: int = Field(default=200, ge=10, description="per phase, after each stage")
+
+
+class RunConfig(BaseModel):
+    """The resolved configuration, as `--dry-run` prints it and the run folder keeps it."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    run: RunSettings = RunSettings()
+    world: WorldConfig = WorldConfig()
+    cold_start: ColdStartConfig = ColdStartConfig()
+    retrieval: RetrievalConfig = RetrievalConfig()
+    rollout: RolloutConfig = RolloutConfig()
+    budget: EpisodeBudget = EpisodeBudget()
+    learner: LearnerConfig = LearnerConfig()
+    rewards: dict[str, RewardRecipe]
+    curriculum: CurriculumConfig
+    evaluation: EvaluationConfig = EvaluationConfig()
+    tracking: TrackingConfig = TrackingConfig()
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Self:
+        if self.rollout.group_size < 2:
+            raise ValueError(
+                f"rollout.group_size is {self.rollout.group_size}, but {self.learner.algorithm} compares the episodes of one"
+                " question: set it to 2 or more"
+            )
+        for phase in self.curriculum.phases:
+            if phase.reward not in self.rewards:
+                raise ValueError(f"curriculum: phase {phase.name!r} wants reward recipe {phase.reward!r}; there are {sorted(self.rewards)}")
+            for source in phase.mixture:
+                if source not in SOURCES:
+                    raise ValueError(
+                        f"curriculum: phase {phase.name!r} mixes unknown task source {source!r}{did_you_mean(source, SOURCES)}"
+                    )
+        if self.rollout.engine.dtype != self.learner.dtype:
+            raise ValueError(
+                f"rollout.engine.dtype is {self.rollout.engine.dtype} and learner.dtype is {self.learner.dtype}: engine and"
+                " learner must compute alike; set both to the same"
+            )
+        if self.budget.max_response_tokens >= self.rollout.engine.max_model_len:
+            raise ValueError(
+                f"budget.max_response_tokens ({self.budget.max_response_tokens}) leaves no room for a prompt in"
+                f" rollout.engine.max_model_len ({self.rollout.engine.max_model_len})"
+            )
+        return self
+
+    def phase_budget(self, phase: PhaseConfig) -> EpisodeBudget:
+        """The episode's bounds in a phase: the run's own, with the phase's say on retrieval."""
+        return self.budget.model_copy(
+            update={"retrieval": phase.retrieval, "max_searches": phase.max_searches, "top_k": phase.top_k}
+        )
+
+    def hash(self) -> str:
+        """Names what decides the run's course; its place and its trackers do not."""
+        settings = self.model_dump(mode="json", exclude={"tracking": True, "run": {"folder", "ray_address", "ray_cpus"}})
+        return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def load(path: Path, overrides: list[str]) -> RunConfig:
+    """Reads a YAML file and applies dotted overrides such as `rollout.num_engines=4`; values are read as YAML."""
+    try:
+        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror}: name a configuration such as configs/demo.yaml") from None
+    except yaml.YAMLError as error:
+        raise UserError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(raw, dict):
+        raise UserError(f"{path}: must hold settings by name, not {type(raw).__name__}")
+    for override in overrides:
+        _apply(raw, override)
+    return RunConfig.model_validate(raw)
+
+
+def _apply(raw: dict[str, Any], override: str) -> None:
+    key, separator, text = override.partition("=")
+    if not separator or not key:
+        raise UserError(f"{override!r} is not an override: write key=value, such as rollout.num_engines=4")
+    *parents, last = key.split(".")
+    place: Any = raw
+    for parent in parents:
+        place = place[int(parent)] if isinstance(place, list) and parent.isdigit() and int(parent) < len(place) else place
+        place = place if not isinstance(place, dict) else place.setdefault(parent, {})
+        if not isinstance(place, dict | list):
+            raise UserError(f"{key}: {parent} holds a value, not settings")
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError:
+        raise UserError(f"{key}: {text!r} is not a valid value") from None
+    if isinstance(place, list):
+        if not last.isdigit() or int(last) >= len(place):
+            raise UserError(f"{key}: {last} is not a position in a list of {len(place)}")
+        place[int(last)] = value
+    else:
+        place[last] = value

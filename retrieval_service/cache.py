@@ -1,0 +1,52 @@
+"""Remembers answers. The index never changes under its hash, so an answer is as good as new for as long as it is kept."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from typing import NamedTuple
+
+from retrieval_service.analyzer import normalise
+from retrieval_service.types import SearchQuery, SearchResult
+
+
+class CacheKey(NamedTuple):
+    """Searches with equal keys have equal answers."""
+
+    index_hash: str
+    text: str
+    k: int
+    mode: str
+    collection: str
+
+    @classmethod
+    def of(cls, query: SearchQuery, index_hash: str) -> CacheKey:
+        return cls(index_hash, normalise(query.query), query.k, query.mode, query.collection)
+
+
+class AnswerCache:
+    """Forgets the answer that was asked for the longest time ago.
+
+    Example:
+        >>> cache = AnswerCache(1)
+        >>> a, b = (CacheKey.of(SearchQuery(query=text), "hash") for text in ("a", "b"))
+        >>> cache.put(a, SearchResult(hits=[], index_hash="hash"))
+        >>> cache.put(b, SearchResult(hits=[], index_hash="hash"))
+        >>> cache.get(a) is None, cache.get(b).cached
+        (True, True)
+    """
+
+    def __init__(self, entries: int) -> None:
+        self._entries = entries
+        self._answers: OrderedDict[CacheKey, SearchResult] = OrderedDict()
+
+    def get(self, key: CacheKey) -> SearchResult | None:
+        answer = self._answers.get(key)
+        if answer is not None:
+            self._answers.move_to_end(key)
+        return answer
+
+    def put(self, key: CacheKey, answer: SearchResult) -> None:
+        self._answers[key] = answer.model_copy(update={"cached": True})
+        self._answers.move_to_end(key)
+        while len(self._answers) > self._entries:
+            self._answers.popitem(last=False)

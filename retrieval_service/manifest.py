@@ -1,0 +1,127 @@
+"""What an index is made of. An index is an immutable folder; its manifest, written last, decides whether it may be used."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from tasks.questions import Document
+
+FILE = "manifest.json"
+SCHEMA_VERSION = 1
+
+
+class IndexRefused(Exception):
+    """The index is damaged, or it is not the one that the configuration describes; nothing is searched."""
+
+
+class Part(BaseModel):
+    """A piece of code whose output is in the index: another name or version would give another index."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: str
+    version: str
+
+
+class Identity(BaseModel):
+    """What the code and the configuration must agree on with a built index, field by field."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    schema_version: int
+    metric: str
+    encoder: Part
+    dimensions: int
+    analyzer: Part
+    factory: str
+    nprobe: int
+    ef_search: int
+
+
+class IndexManifest(BaseModel):
+    """The manifest. `index_hash` covers everything but the date, so the same corpus built again is the same index."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    identity: Identity
+    corpus_hash: str
+    documents: int
+    collections: dict[str, int] = Field(description="collection → documents, in the order of the rows")
+    recall: float | None = Field(description="recall at 10 against exact search; none where the search is exact")
+    files: dict[str, str] = Field(description="file → SHA-256")
+    built_at: str = ""
+    index_hash: str = ""
+
+    def sealed(self) -> Self:
+        """With date and hash filled in."""
+        return self.model_copy(update={"built_at": datetime.now(UTC).isoformat(timespec="seconds"), "index_hash": self._hash()})
+
+    def _hash(self) -> str:
+        content = self.model_dump(mode="json", exclude={"built_at", "index_hash"})
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+    def write(self, folder: Path) -> None:
+        (folder / FILE).write_text(self.model_dump_json(indent=2) + "\n", encoding="utf-8")
+
+    @classmethod
+    def read(cls, folder: Path) -> IndexManifest:
+        """The manifest of a folder, if it is whole."""
+        path = folder / FILE
+        try:
+            content = path.read_bytes()
+        except OSError as error:
+            raise IndexRefused(f"{folder} is not an index: cannot read {FILE} ({error.strerror}); build it first") from error
+        try:
+            manifest = cls.model_validate_json(content)
+        except ValidationError as error:
+            wrong = ", ".join(sorted({".".join(map(str, part["loc"])) or "JSON" for part in error.errors()}))
+            raise IndexRefused(
+                f"{path} is not a manifest of schema version {SCHEMA_VERSION} (wrong: {wrong}); build the index again"
+            ) from error
+        if manifest.index_hash != manifest._hash():
+            raise IndexRefused(f"{path} was changed after the index was built; build the index again")
+        return manifest
+
+    def require(self, expected: Identity, folder: Path) -> None:
+        """Refuses an index that was built in any other way than expected."""
+        for name in Identity.model_fields:
+            built, wanted = getattr(self.identity, name), getattr(expected, name)
+            if built != wanted:
+                raise IndexRefused(
+                    f"{folder} was built with {name} {_plain(built)}, wanted is {_plain(wanted)};"
+                    " change the configuration or build the index again"
+                )
+
+    def verify_files(self, folder: Path) -> None:
+        """Refuses an index of which any byte has changed."""
+        for name, checksum in self.files.items():
+            try:
+                found = file_checksum(folder / name)
+            except OSError as error:
+                raise IndexRefused(f"{folder / name} cannot be read ({error.strerror}); build the index again") from error
+            if found != checksum:
+                raise IndexRefused(f"{folder / name} is damaged: its checksum is not the manifest's; build the index again")
+
+
+def file_checksum(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def corpus_checksum(documents: Iterable[Document]) -> str:
+    """One hash over all documents, in the order given."""
+    digest = hashlib.sha256()
+    for document in documents:
+        digest.update(document.model_dump_json().encode("utf-8", "surrogatepass") + b"\n")
+    return digest.hexdigest()
+
+
+def _plain(value: object) -> str:
+    return f"{value.name!r} version {value.version!r}" if isinstance(value, Part) else repr(value)

@@ -1,0 +1,247 @@
+"""The medical world: fictional entities, literature about them that contradicts itself, and questions with certain answers.
+
+    disease ──disease-cause──▶ gene ──gene-inhibitor──▶ drug ──drug-exclusion──▶ condition
+                                                         └────drug-dose──▶ mg per kg
+
+A fact is written down in one to three documents of different publication types. The strongest tells the truth; weaker ones
+mostly contradict it. Every world is its own collection of the index. All is derived from seeds; nothing is a medical claim.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+
+from tasks.config import WorldConfig
+from tasks.questions import AnswerKind, Document, Question
+from tasks.vocabulary import LETTERS, PUBLICATION_TYPES, names
+
+TYPES = ("disease", "gene", "drug", "condition")
+# relation → (type of the subject, type of the object); a dose is a number
+SIGNATURES = {
+    "disease-cause": ("disease", "gene"),
+    "gene-inhibitor": ("gene", "drug"),
+    "drug-exclusion": ("drug", "condition"),
+    "drug-dose": ("drug", "dose"),
+}
+ONE_HOP = (("disease-cause",), ("gene-inhibitor",), ("drug-exclusion",), ("drug-dose",))
+TWO_HOPS = (("disease-cause", "gene-inhibitor"), ("gene-inhibitor", "drug-exclusion"), ("gene-inhibitor", "drug-dose"))
+SMALLEST_FACTOR, LARGEST_FACTOR = 2, 9  # doses and weights are one digit, so a product is at most two tokens
+
+HELD_OUT_PURPOSES = ("gate", "probe", "test")  # cold-start gates, plateau decisions, reported figures: never shared
+
+
+@dataclass(frozen=True)
+class Fact:
+    """What holds of one subject, with the documents about it, strongest first."""
+
+    relation: str
+    subject: str
+    object: str
+    documents: tuple[Document, ...]
+
+
+@dataclass(frozen=True)
+class TaskSource:
+    """One kind of task: the share of two-hop questions, and whether the documents come with the question."""
+
+    name: str
+    two_hop_share: float
+    with_context: bool
+
+
+SOURCES = {
+    source.name: source
+    for source in (
+        TaskSource("world/reasoning", two_hop_share=0.5, with_context=True),
+        # A quarter of two-hop questions: training on single searches alone teaches to stop early.
+        TaskSource("world/retrieval", two_hop_share=0.25, with_context=False),
+        TaskSource("world/joint", two_hop_share=1.0, with_context=False),
+    )
+}
+
+
+def statement(relation: str, subject: str, level: int, value: str) -> str:
+    """The one line that a document consists of; the evidence stands before the object, so a reader weighs it first."""
+    return f"{relation} {subject} {PUBLICATION_TYPES[level - 1]} {value} ."
+
+
+class World:
+    """One collection: its facts, its documents, and the questions that it can answer.
+
+    Example:
+        >>> world = World("train-0", WorldConfig(), held_out=False)
+        >>> question = world.question("world/joint", 5)
+        >>> (question.hops, question == world.question("world/joint", 5))
+        (2, True)
+    """
+
+    def __init__(self, collection: str, config: WorldConfig, *, held_out: bool) -> None:
+        self.collection = collection
+        self._config = config
+        self._seed = f"{config.seed}/{collection}"
+        rng = random.Random(self._seed)
+        pool = names(held_out=held_out, share=config.held_out_share)
+        per_type = min(config.entities_per_type, len(pool) // len(TYPES))
+        chosen = rng.sample(pool, per_type * len(TYPES))
+        self.entities = {kind: chosen[i * per_type : (i + 1) * per_type] for i, kind in enumerate(TYPES)}
+        self.facts = self._make_facts(rng)
+
+    def _make_facts(self, rng: random.Random) -> dict[tuple[str, str], Fact]:
+        drafts: list[tuple[str, str, list[tuple[int, str]]]] = []
+        for relation, (subject_type, object_type) in SIGNATURES.items():
+            for subject in self.entities[subject_type]:
+                drafts.append((relation, subject, self._evidence(rng, object_type)))
+        numbers = list(range(sum(len(evidence) for _, _, evidence in drafts)))
+        rng.shuffle(numbers)  # so that a document's id says nothing about its evidence level
+        facts = {}
+        for relation, subject, evidence in drafts:
+            documents = tuple(
+                Document(
+                    id=f"{self.collection}/{numbers.pop():05d}",
+                    text=statement(relation, subject, level, value),
+                    collection=self.collection,
+                    publication_type=PUBLICATION_TYPES[level - 1],
+                    evidence_level=level,
+                )
+                for level, value in evidence
+            )
+            facts[relation, subject] = Fact(relation, subject, evidence[0][1], documents)
+        return facts
+
+    def _evidence(self, rng: random.Random, object_type: str) -> list[tuple[int, str]]:
+        count = rng.choices((1, 2, 3), weights=self._config.documents_per_fact)[0]
+        levels = sorted(rng.sample(range(1, len(PUBLICATION_TYPES) + 1), count))
+        truth = self._draw(rng, object_type)
+        return [
+            (level, truth if i == 0 or rng.random() < self._config.weaker_agrees else self._draw(rng, object_type, truth))
+            for i, level in enumerate(levels)
+        ]
+
+    def _draw(self, rng: random.Random, object_type: str, other_than: str = "") -> str:
+        while True:
+            if object_type == "dose":
+                value = str(rng.randint(SMALLEST_FACTOR, LARGEST_FACTOR))
+            else:
+                value = rng.choice(self.entities[object_type])
+            if value != other_than:
+                return value
+
+    @cached_property
+    def documents(self) -> list[Document]:
+        """All documents, ordered by id."""
+        return sorted((d for fact in self.facts.values() for d in fact.documents), key=lambda d: d.id)
+
+    def chain(self, relations: tuple[str, ...], subject: str) -> list[Fact]:
+        """The facts along a path of relations."""
+        facts: list[Fact] = []
+        for relation in relations:
+            facts.append(self.facts[relation, subject])
+            subject = facts[-1].object
+        return facts
+
+    def question(self, source_name: str, index: int) -> Question:
+        """The `index`-th question of a source: the same index gives the same question, for ever."""
+        source = SOURCES[source_name]
+        rng = random.Random(f"{self._seed}/{source_name}/{index}")
+        relations = rng.choice(TWO_HOPS if rng.random() < source.two_hop_share else ONE_HOP)
+        subject = rng.choice(self.entities[SIGNATURES[relations[0]][0]])
+        facts = self.chain(relations, subject)
+        path = " ".join([f"{relations[0]} {subject}", *(f"then {relation}" for relation in relations[1:])])
+        common = {
+            "id": f"{source_name}/{self.collection}/{index}",
+            "source": source_name,
+            "specialty": "fictional",
+            "hops": len(relations),
+            "collection": self.collection,
+            "gold_documents": tuple(fact.documents[0].id for fact in facts),
+            "context": self._context(rng, facts) if source.with_context else (),
+        }
+        answer = facts[-1].object
+        if relations[-1] == "drug-dose":
+            weight = rng.randint(SMALLEST_FACTOR, LARGEST_FACTOR)
+            product = weight * int(answer)
+            return Question(
+                text=f"{path} for {weight} kg ?", kind=AnswerKind.NUMBER, gold=str(product), lower=product, upper=product,
+                unit="mg", **common,
+            )  # fmt: skip
+        if rng.random() < 0.5:
+            return Question(text=f"{path} ?", kind=AnswerKind.TEXT, gold=answer, **common)
+        options = self._options(rng, facts)
+        gold = next(letter for letter, option in options.items() if option == answer)
+        return Question(text=f"{path} ?", kind=AnswerKind.CHOICE, gold=gold, options=options, **common)
+
+    def _options(self, rng: random.Random, facts: list[Fact]) -> dict[str, str]:
+        """Four options: the answer, what weaker documents claim, the intermediate entity, and strangers."""
+        answer = facts[-1].object
+        claims = {document.text.split()[-2] for fact in facts for document in fact.documents} - {answer}
+        wrong = rng.sample(sorted(claims), min(len(claims), len(LETTERS) - 1))
+        if len(facts) > 1 and facts[0].object not in wrong:
+            wrong = [facts[0].object, *wrong][: len(LETTERS) - 1]  # who stops after one hop must find a letter, too
+        strangers = self.entities[SIGNATURES[facts[-1].relation][1]]
+        while len(wrong) < len(LETTERS) - 1:
+            stranger = rng.choice(strangers)
+            if stranger != answer and stranger not in wrong:
+                wrong.append(stranger)
+        shuffled = rng.sample([answer, *wrong], len(LETTERS))
+        return dict(zip(LETTERS, shuffled, strict=True))
+
+    def _context(self, rng: random.Random, facts: list[Fact]) -> tuple[Document, ...]:
+        """The strongest document of every fact on the path, without its rivals, among strangers; four in all."""
+        documents = [fact.documents[0] for fact in facts]
+        subjects = {fact.subject for fact in facts}
+        while len(documents) < 4:
+            # Strangers share the last relation, so that only the entity tells the right line from the wrong ones.
+            relation = facts[-1].relation
+            subject = rng.choice(self.entities[SIGNATURES[relation][0]])
+            if subject not in subjects:
+                subjects.add(subject)
+                documents.append(self.facts[relation, subject].documents[0])
+        return tuple(rng.sample(documents, len(documents)))
+
+    def questions(self, source_name: str, count: int) -> list[Question]:
+        """`count` questions whose texts, options and contexts all differ."""
+        seen: set[str] = set()
+        found: list[Question] = []
+        for index in range(count * 50):
+            question = self.question(source_name, index)
+            key = question.text + "".join(question.options.values()) + "".join(d.id for d in question.context)
+            if key not in seen:
+                seen.add(key)
+                found.append(question)
+            if len(found) == count:
+                return found
+        raise ValueError(f"world {self.collection!r} has only {len(found)} different questions of {source_name}, not {count}")
+
+
+@dataclass(frozen=True)
+class Universe:
+    """All worlds of a run: those for training, and one held-out world for each purpose."""
+
+    training: tuple[World, ...]
+    held_out: dict[str, World]
+
+    @classmethod
+    def build(cls, config: WorldConfig) -> Universe:
+        return cls(
+            tuple(World(f"train-{i}", config, held_out=False) for i in range(config.training_worlds)),
+            {purpose: World(purpose, config, held_out=True) for purpose in HELD_OUT_PURPOSES},
+        )
+
+    def documents(self) -> Iterator[Document]:
+        """The whole corpus, world after world."""
+        for world in (*self.training, *self.held_out.values()):
+            yield from world.documents
+
+    def question(self, question_id: str) -> Question:
+        """The question of an id, made anew: `source/name/collection/index`."""
+        source_name, collection, index = question_id.rsplit("/", 2)
+        worlds = {world.collection: world for world in (*self.training, *self.held_out.values())}
+        return worlds[collection].question(source_name, int(index))
+
+    def training_question(self, source_name: str, index: int) -> Question:
+        """The `index`-th training question of a source; the worlds take turns."""
+        world = self.training[index % len(self.training)]
+        return world.question(source_name, index // len(self.training))

@@ -1,0 +1,130 @@
+"""The analyzer, the embedded encoder and the corpus reader."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from retrieval_service.analyzer import analyze, normalise, words
+from retrieval_service.corpus import CorpusError, read_jsonl
+from retrieval_service.encoders import HashedNgrams, load_encoder
+
+
+def test_medical_names_survive() -> None:
+    tokens = analyze("IL-6, vitamin D, factor V, type 2, TNF-α, disease-cause, 0.5 mg")
+    assert {"il-6", "vitamin", "d", "vitamin d", "factor v", "type 2", "tnf-α", "disease-cause", "0.5"} <= set(tokens)
+
+
+@pytest.mark.parametrize("spelling", ["IL-6", "il-6", "IL\u20116", "IL\u20136", "ＩＬ－６", "  IL-6 ,"])
+def test_spellings_of_one_name_are_one_token(spelling: str) -> None:
+    assert analyze(spelling) == ["il-6"]
+
+
+def test_a_part_of_a_compound_is_found_but_not_the_other_way_round() -> None:
+    assert set(analyze("blocker")) < set(analyze("beta-blocker"))
+    assert "beta-blocker" not in analyze("beta blocker")
+
+
+def test_nothing_is_stemmed() -> None:
+    assert analyze("diabetes tumours") == ["diabetes", "tumours"]
+
+
+@given(st.text())
+def test_any_text_gives_words_that_are_their_own_words(text: str) -> None:
+    for word in words(text):
+        assert word and word == word.strip()
+    assert words(normalise(text)) == words(normalise(normalise(text)))
+
+
+@given(st.lists(st.text(), max_size=8))
+def test_vectors_have_length_one_or_no_word(texts: list[str]) -> None:
+    vectors = HashedNgrams(64).encode(texts, "query")
+    assert vectors.shape == (len(texts), 64) and vectors.dtype == np.float32
+    for text, length in zip(texts, np.linalg.norm(vectors, axis=1), strict=True):
+        # Signed buckets may cancel out, so a text with words may be the zero vector, but a text without words always is.
+        assert length == pytest.approx(1.0, abs=1e-5) or length == 0.0
+        assert words(text) or length == 0.0
+
+
+@given(st.lists(st.text(min_size=1), min_size=2, max_size=6))
+def test_a_vector_does_not_depend_on_its_batch(texts: list[str]) -> None:
+    encoder = HashedNgrams(32)
+    alone = np.concatenate([encoder.encode([text], "query") for text in texts])
+    assert (encoder.encode(texts, "query") == alone).all()
+
+
+def test_word_order_matters() -> None:
+    a, b, c = HashedNgrams(256).encode(["cause of pain", "pain of cause", "cause of pain"], "query")
+    assert (a == c).all() and a @ b < 0.95
+
+
+def test_vectors_are_equal_in_another_process() -> None:
+    program = "from retrieval_service.encoders import *; print(HashedNgrams(32).encode(['TNF-α, vitamin D'], 'query').tolist())"
+    answers = {
+        subprocess.run(
+            [sys.executable, "-c", program],
+            env=os.environ | {"PYTHONHASHSEED": seed},
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
+        for seed in ("1", "2")
+    }
+    assert len(answers) == 1
+
+
+def test_an_unknown_encoder_is_named() -> None:
+    with pytest.raises(ValueError, match="'medcpt' is not known; set it to 'hashed-ngrams'"):
+        load_encoder("medcpt", 64)
+
+
+def test_corpus_lines_of_medrag_and_of_this_system(tmp_path: Path) -> None:
+    path = tmp_path / "corpus.jsonl"
+    lines = [
+        {"id": "pubmed_1", "title": "T", "content": "C", "contents": "T. C", "PMID": 7},
+        {"id": "pubmed_2", "title": "", "content": "", "contents": "only contents"},
+        {
+            "id": "x",
+            "text": "own",
+            "collection": "c",
+            "publication_type": "rct",
+            "evidence_level": 2,
+            "year": 2020,
+            "title": None,
+        },
+    ]
+    path.write_text("\n\n".join(map(json.dumps, lines)) + "\n", encoding="utf-8")
+    first, second, third = read_jsonl(path)
+    assert (first.id, first.title, first.text) == ("pubmed_1", "T", "C")
+    assert second.text == "only contents"
+    assert (third.text, third.collection, third.evidence_level, third.year, third.title) == ("own", "c", 2, 2020, "")
+
+
+@pytest.mark.parametrize(
+    ("line", "reason"),
+    [
+        (b'{"id": "a", "text": "t"', "line 2: "),
+        (b'["id"]', "line 2: expected a JSON object, got list"),
+        (b'{"id": "a", "title": "t"}', "line 2: no text: one of"),
+        (b'{"id": "a", "text": "t", "evidence_level": 9}', "line 2: evidence_level: "),
+        (b'{"text": "t"}', "line 2: id: Field required"),
+        (b'{"id": "\xff"}', "line 2: 'utf-8' codec"),
+        (b"[" * 100_000, "line 2: "),
+    ],
+)
+def test_a_bad_line_is_named_with_its_number(tmp_path: Path, line: bytes, reason: str) -> None:
+    path = tmp_path / "corpus.jsonl"
+    path.write_bytes(b'{"id": "ok", "text": "fine"}\n' + line + b"\n")
+    documents = read_jsonl(path)
+    assert next(documents).id == "ok"
+    with pytest.raises(CorpusError) as error:
+        next(documents)
+    assert reason in str(error.value) and "\n" not in str(error.value)

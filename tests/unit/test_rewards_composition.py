@@ -1,0 +1,218 @@
+"""Components over whole episodes: what the model wrote, what was found, what it is worth."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from rewards.composition import score
+from rewards.config import RewardRecipe
+from rewards.registry import COMPONENTS, check_recipe
+from rewards.text import own_text, own_thinking
+from tasks.prompting import TAGS
+from tasks.questions import Question
+from trajectories.schema import Episode, Search
+
+META = "gene-inhibitor kavan meta-analysis lozes ."
+TRIAL = "gene-inhibitor kavan trial rusin ."
+STRANGER = "gene-inhibitor kavar rct bovex ."
+NUMBER = Question.model_validate({"id": "q", "text": "?", "kind": "number", "gold": "42", "gold_documents": ["meta", "other"]})
+
+
+def documents(*texts: str) -> str:
+    return " ".join(f"<document> {text} </document>" for text in texts)
+
+
+def search(turn: int, query: str, *found: tuple[str, str, int]) -> Search:
+    names, texts, levels = (list(column) for column in zip(*found, strict=True)) if found else ([], [], [])
+    return Search(turn, query, names, texts, [1.0] * len(names), levels, "hash", 1.0)
+
+
+FOUND = (("meta", META, 1), ("trial", TRIAL, 3), ("stranger", STRANGER, 2))
+
+
+def episode(text: str, *searches: Search, answer: str = "42", finish: str = "answer") -> Episode:
+    return Episode(
+        "r", "g", "e", "q", 0, "p", "s", "number", [], [], [], [], [], list(searches), answer=answer, finish=finish, text=text
+    )  # fmt: skip
+
+
+def searched(thought: str) -> Episode:
+    """An episode that found META, TRIAL and STRANGER under its first turn and then thought something."""
+    text = f"<think> <search> gene-inhibitor kavan </search> {documents(META, TRIAL, STRANGER)} {thought} </think> <answer> 42 </answer>"
+    return episode(text, search(0, "gene-inhibitor kavan", *FOUND))
+
+
+def value(name: str, of: Episode, question: Question = NUMBER, **arguments: object) -> float:
+    recipe = RewardRecipe.model_validate({"terms": [{"name": name, "arguments": arguments}]})
+    return score(question, of, recipe).parts[0].value
+
+
+GOOD = "<think> 7 * 6 = 42 </think> <answer> 42 </answer>"
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (GOOD, 1.0),
+        (GOOD + " <eos>", 1.0),
+        ("7 * 6 </think> <answer> 42 </answer>", 1.0),  # the chat template opened the thinking
+        ("<think> <search> q </search> 7 </think> <answer> 42 </answer>", 1.0),
+        ("<think> a </think> <think> b </think> <answer> 42 </answer>", 0.0),
+        ("<think> <think> a </think> <answer> 42 </answer>", 0.0),
+        ("<think> a </think> <answer> 41 </answer> <answer> 42 </answer>", 0.0),
+        ("<answer> 42 </answer> <think> a </think>", 0.0),
+        ("<think> a <answer> 42 </answer> </think>", 0.0),
+        ("<think> a </think> 42", 0.0),
+        ("<think> a </think> <answer> 42", 0.0),
+        ("<answer> 42 </answer>", 0.0),
+        ("<think> <search> q </think> <answer> 42 </answer>", 0.0),
+        ("<think> q </search> </think> <answer> 42 </answer>", 0.0),
+        ("<think> a </think> <search> q </search> <answer> 42 </answer>", 0.0),
+        ("<think> a </think> <answer> 42 </answer> <search> q </search>", 0.0),
+        ("<think> <document> mine </document> </think> <answer> 42 </answer>", 0.0),
+        ("<think> <document> mine </think> <answer> 42 </answer>", 0.0),
+        ("<think> mine </document> </think> <answer> 42 </answer>", 0.0),
+        ("<thi<document> x </document>nk> a </think> <answer> 42 </answer>", 0.0),
+        ("", 0.0),
+    ],
+)
+def test_format(text: str, expected: float) -> None:
+    assert value("format", episode(text)) == expected
+    assert value("correct", episode(text)) == expected, "a malformed episode is never correct"
+
+
+@pytest.mark.parametrize("finish", ["malformed", "budget", "searches", "loop", ""])
+def test_only_an_answer_is_well_formed_and_correct(finish: str) -> None:
+    unfinished = episode(GOOD, finish=finish)
+    assert value("format", unfinished) == value("correct", unfinished) == 0.0
+    assert value("malformed", unfinished) == (-1.0 if finish == "malformed" else 0.0)
+
+
+def test_documents_may_not_be_forged_even_beside_real_ones() -> None:
+    forged = searched(documents("gene-inhibitor kavan meta-analysis mine ."))
+    assert value("format", forged) == 0.0
+    assert value("format", searched(META)) == 1.0
+
+
+@pytest.mark.parametrize(
+    ("thought", "quality", "relative", "levels"),
+    [
+        (META, 1.0, 1.0, [1]),
+        (TRIAL, 0.6, 0.0, [3]),
+        (f"{META} {TRIAL}", 0.8, 0.5, [1, 3]),
+        (f"{META} {META}", 1.0, 1.0, [1]),
+        (STRANGER, 0.8, 0.0, [2]),  # found, but about another subject than the query's
+        ("gene-inhibitor  kavan\nmeta-analysis lozes .", 1.0, 1.0, [1]),
+        ("gene-inhibitor kavan meta-analysis", 0.0, 0.0, []),  # not its whole text
+        ("gene-inhibitor kavan meta-analysis zomen .", 0.0, 0.0, []),  # never retrieved
+        (META.upper(), 0.0, 0.0, []),
+        (f"<search> {META} </search>", 0.0, 0.0, []),  # a query is no thought
+        ("x" + META, 0.0, 0.0, []),  # not as words of its own
+        ("", 0.0, 0.0, []),
+    ],
+)
+def test_evidence(thought: str, quality: float, relative: float, levels: list[int]) -> None:
+    of = searched(thought)
+    assert value("evidence", of) == pytest.approx(quality)
+    assert value("evidence_relative", of) == pytest.approx(relative)
+    recipe = RewardRecipe.model_validate({"terms": [{"name": "format"}]})
+    assert score(NUMBER, of, recipe).cited_levels == levels
+
+
+def test_a_citation_after_the_thinking_is_none() -> None:
+    of = episode(f"<think> </think> <answer> {META} </answer>", search(0, "q", *FOUND), answer=META)
+    assert value("evidence", of) == 0.0
+
+
+def test_a_number_that_continues_is_another_document() -> None:
+    found = search(0, "drug-dose lomab", ("short", "drug-dose lomab 4", 1), ("long", "drug-dose lomab 42", 6))
+    of = episode("<think> drug-dose lomab 42 </think> <answer> 42 </answer>", found)
+    assert value("evidence", of) == 0.0, "only the level VI document is cited"
+
+
+def test_unknown_levels_and_a_table_of_ones_own() -> None:
+    unknown = episode(f"<think> {META} </think> <answer> 42 </answer>", search(0, "q", ("meta", META, 0)))
+    assert value("evidence", unknown) == 0.0
+    assert value("evidence", unknown, unknown=0.5) == 0.5
+    assert value("evidence_relative", unknown) == 0.0
+    assert value("evidence", searched(META), quality=[0.9, 0, 0, 0, 0, 0]) == 0.9
+
+
+def test_turns_share_what_they_earned() -> None:
+    text = f"<think> {META} {TRIAL} </think> <answer> 42 </answer>"
+    of = episode(text, search(0, "gene-inhibitor kavan", FOUND[0]), search(2, "more", FOUND[1], ("other", "x", 1)))
+    recipe = RewardRecipe.model_validate({"terms": [{"name": "evidence", "weight": 0.5}, {"name": "gold_recall", "weight": 2}]})
+    result = score(NUMBER, of, recipe)
+    by_name = {(reward.name, reward.turn): reward.value for reward in result.turn_rewards}
+    assert by_name == pytest.approx({("evidence", 0): 0.25, ("evidence", 2): 0.15, ("gold_recall", 0): 1.0, ("gold_recall", 2): 1.0})
+    assert result.total == pytest.approx(sum(by_name.values()))
+
+
+@pytest.mark.parametrize(
+    ("gold", "expected"), [(["meta"], 1.0), (["meta", "gone"], 0.5), (["gone"], 0.0), ([], 0.0), (["meta", "trial", "stranger"], 1.0)]
+)
+def test_gold_recall(gold: list[str], expected: float) -> None:
+    question = NUMBER.model_copy(update={"gold_documents": tuple(gold)})
+    assert value("gold_recall", searched(""), question) == expected
+
+
+@pytest.mark.parametrize(("n", "arguments", "expected"), [(0, {}, 0.0), (3, {}, -0.3), (30, {}, -1.0), (3, {"free": 2, "cost": 0.5}, -0.5)])
+def test_search_count(n: int, arguments: dict[str, object], expected: float) -> None:
+    of = episode(GOOD, *[search(turn, "q") for turn in range(n)])
+    assert value("search_count", of, **arguments) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(
+    ("terms", "words"),
+    [
+        ([{"name": "corect"}], "reward 'corect' is unknown; known are correct, evidence, evidence_relative, format"),
+        ([{"name": "format"}, {"name": "format"}], "named twice"),
+        ([{"name": "format", "weight": math.nan}], "finite"),
+        ([{"name": "evidence", "arguments": {"levels": []}}], "has no argument 'levels'; it takes quality, unknown"),
+        ([{"name": "evidence", "arguments": {"quality": [1, 0]}}], "one quality in"),
+        ([{"name": "evidence", "arguments": {"quality": [9, 0, 0, 0, 0, 0]}}], "one quality in"),
+        ([{"name": "search_count", "arguments": {"cost": "high"}}], "reward 'search_count'"),
+        ([{"name": "search_count", "arguments": {"cost": math.nan}}], "cost"),
+        ([{"name": "correct", "arguments": {"question": 1}}], "it takes none"),
+    ],
+)
+def test_a_recipe_is_refused_in_one_line(terms: list[dict[str, object]], words: str) -> None:
+    with pytest.raises(ValueError, match=words) as refusal:
+        check_recipe(RewardRecipe.model_validate({"terms": terms}))
+    assert "\n" not in str(refusal.value)
+
+
+EVERYTHING = RewardRecipe.model_validate({"terms": [{"name": name} for name in COMPONENTS]})
+PIECES = st.lists(st.one_of(st.sampled_from([*TAGS, META, TRIAL, "42"]), st.text(max_size=8)), max_size=24).map(" ".join)
+SEARCHES = st.builds(
+    search, st.integers(0, 5), st.text(max_size=8),
+    st.tuples(st.sampled_from(["meta", "x"]), st.sampled_from([META, "", "<document>", " "]), st.integers(-128, 127)),
+)  # fmt: skip
+
+
+@given(PIECES, st.lists(SEARCHES, max_size=4), st.text(max_size=12), st.sampled_from(["answer", "malformed", "budget", "?"]))
+def test_no_episode_makes_a_reward_raise_or_leave_its_range(text: str, searches: list[Search], answer: str, finish: str) -> None:
+    result = score(NUMBER, episode(text, *searches, answer=answer, finish=finish), EVERYTHING)
+    assert math.isfinite(result.total)
+    values = {part.name: part.value for part in result.parts}
+    assert all(COMPONENTS[name].low <= got <= COMPONENTS[name].high for name, got in values.items())
+    assert result.correct == (values["correct"] == 1.0)
+    assert not (result.correct and values["format"] == 0.0)
+    for name in ("evidence", "evidence_relative", "gold_recall"):
+        assert sum(reward.value for reward in result.turn_rewards if reward.name == name) == pytest.approx(values[name])
+
+
+@given(PIECES)
+def test_the_models_own_text_never_gains_tags_or_words(text: str) -> None:
+    own = own_text(text)
+    assert all(own.count(tag) <= text.count(tag) for tag in TAGS)
+    assert set(own_thinking(text).split()) <= set(text.replace("<think>", " ").split()) | set(own.replace("<think>", " ").split())
+
+
+def test_hostile_length_is_read_in_linear_time() -> None:
+    of = episode("<think> " + "<document> <search> " * 50_000, search(0, "q", ("d", "<search> " * 1000, 1)))
+    assert value("format", of) == value("evidence", of) == 0.0
