@@ -34,6 +34,9 @@ class RolloutConfig(BaseModel):
     max_attempts: int = Field(default=3, ge=1, description="a group that fails this often is voided for good")
     group_timeout_s: float = Field(default=120, gt=0, description="lease of one group; after it the group goes elsewhere")
     update_timeout_s: float = Field(default=60, gt=0, description="an engine that has not acked new weights by then is fenced")
+    reward_timeout_s: float = Field(default=30, gt=0, description="a group whose rewards take longer is voided")
+    ping_timeout_s: float = Field(default=5, gt=0, description="a suspect engine that has not answered by then is replaced")
+    max_engine_restarts: int = Field(default=5, ge=0, description="replacements of one engine before its place stays empty")
     canary_tolerance: float = Field(default=1e-3, gt=0, description="largest log-probability difference of the canary")
 
 

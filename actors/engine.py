@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 # vLLM schedules smaller numbers first: the canary is computed in the first step after an update, before any kept request.
 _CANARY_PRIORITY = -1
 
-# Tokens of one scheduler step on a CPU: enough to prefill a batch of short prompts at once, little enough not to stall decoding.
+# Tokens of one scheduler step on a CPU: prefills a batch of short prompts at once without stalling what decodes for long.
 _CPU_BATCHED_TOKENS = 4096
 
 
@@ -41,7 +41,7 @@ def engine_environment(config: EngineConfig) -> dict[str, str]:
         # Binding would put every engine, and the learner, on the same first cores.
         "VLLM_CPU_OMP_THREADS_BIND": "nobind",
         "OMP_NUM_THREADS": str(config.cpu_threads),
-        # Eager means eager: otherwise the first log-probability compiles a helper, which takes seconds and needs a C++ compiler.
+        # Otherwise the first log-probability compiles a helper even in eager mode: seconds, and it needs a C++ compiler.
         **({"TORCHDYNAMO_DISABLE": "1"} if config.enforce_eager else {}),
     }
 
@@ -58,6 +58,7 @@ class PolicyEngine:
     def __init__(self, engine_id: str, config: EngineConfig, canary_tolerance: float) -> None:
         self.engine_id = engine_id
         self.version: WeightVersion | None = None  # None while fenced
+        self.mend_tied_output = True  # off only in the test that shows what the canary is for
         self._config = config
         self._tolerance = canary_tolerance
         self._llm: AsyncLLM | None = None
@@ -89,8 +90,8 @@ class PolicyEngine:
             tensor_parallel_size=self._config.tensor_parallel_size,
             enable_prefix_caching=True,  # the episodes of a group share their prompt, every turn its predecessors
             scheduling_policy="priority",
-            # vLLM 0.32 on a CPU crashes when the prefill of a request with a seed is cut in two ("Generator does not use offset"),
-            # which a refit does to long requests: so prefills stay whole there.
+            # vLLM 0.32 on a CPU dies when the prefill of a request with a seed is cut in two ("CPU Generator does not use
+            # offset"), and a refit makes every kept request prefill again: so prefills stay whole there.
             enable_chunked_prefill=None if self._config.gpus else False,
             max_num_batched_tokens=None if self._config.gpus else max(self._config.max_model_len, _CPU_BATCHED_TOKENS),
             generation_config="vllm",  # sampling defaults of a checkpoint would bias the behaviour log-probabilities
@@ -173,8 +174,18 @@ class PolicyEngine:
                 await self._open(publication.version, reason)
             clock.lap("open")
             return WeightAck(
-                self.engine_id, publication.version, not reason, checksum, difference, reason, {**clock.laps, "total": clock.total()}
+                self.engine_id,
+                publication.version,
+                not reason,
+                checksum,
+                difference,
+                reason,
+                {**clock.laps, "total": clock.total()},
             )
+
+    def raise_if_lost(self) -> None:
+        if self._engine().errored:
+            raise EngineLost(f"engine {self.engine_id}: its vLLM process died")
 
     def stop(self) -> None:
         """Ends the engine process."""
@@ -188,7 +199,8 @@ class PolicyEngine:
 
         engine = self._engine()
         await engine.start_weight_update()
-        await engine.update_weights(WeightTransferUpdateRequest({"path": publication.path, "checksum": publication.checksum}))
+        update = {"path": publication.path, "checksum": publication.checksum, "mend_tied_output": self.mend_tied_output}
+        await engine.update_weights(WeightTransferUpdateRequest(update))
         await engine.finish_weight_update(weight_version=str(publication.version))
         checksums = set(await engine.collective_rpc("received_weights_checksum"))
         if checksums != {publication.checksum}:
@@ -202,7 +214,9 @@ class PolicyEngine:
         from vllm.sampling_params import RequestOutputKind
 
         if len(canary.token_ids) < 2 or len(canary.logprobs) != len(canary.token_ids) - 1:
-            raise ValueError(f"a canary of {len(canary.token_ids)} tokens and {len(canary.logprobs)} log-probabilities proves nothing")
+            raise ValueError(
+                f"a canary of {len(canary.token_ids)} tokens and {len(canary.logprobs)} log-probabilities proves nothing"
+            )
         self._canaries += 1
         parameters = SamplingParams(
             max_tokens=1,

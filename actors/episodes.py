@@ -43,11 +43,11 @@ class EpisodeRunner:
         try:
             async with asyncio.TaskGroup() as tasks:
                 running = [tasks.create_task(self._episode(request, budget, prompt_ids, i)) for i in range(request.n)]
-        except* RetrievalError as failures:
+        except BaseExceptionGroup as failures:
             first = _first(failures)
-            raise GroupVoided(f"retrieval failed for group {request.group_id}: {type(first).__name__}: {first}") from first
-        except* GroupVoided as failures:
-            raise _first(failures) from None
+            if isinstance(first, RetrievalError):
+                raise GroupVoided(f"retrieval failed for group {request.group_id}: {type(first).__name__}: {first}") from first
+            raise first from None
         return [task.result() for task in running]
 
     async def _episode(self, request: GroupRequest, budget: EpisodeBudget, prompt_ids: list[int], index: int) -> Episode:
@@ -73,11 +73,9 @@ class EpisodeRunner:
                     query=action.query, k=budget.top_k, mode=self._search_mode, collection=request.question.collection
                 )
                 found = await self._searcher.search(query)
-                seconds = time.perf_counter() - begun
-                search_s += seconds
+                search_s += time.perf_counter() - begun
                 documents = [Document(id=hit.id, text=hit.text) for hit in found.hits]
-                record = _record(protocol.turn, action.query, found, seconds)
-                protocol.on_documents(self._tokenizer.observation(documents), record)
+                protocol.on_documents(self._tokenizer.observation(documents), _record(protocol.turn, action.query, found))
         return protocol.to_episode(
             request.question,
             run_id=request.run_id,
@@ -93,6 +91,8 @@ class EpisodeRunner:
 
     def _within_context(self, request: GroupRequest, prompt_tokens: int) -> EpisodeBudget:
         """The response may not outgrow the engine's context, whatever the phase allows."""
+        if prompt_tokens == 0:
+            raise GroupVoided(f"question {request.question.id} became no tokens at all: this tokenizer does not know its words")
         room = self._max_model_len - prompt_tokens
         if room < 1:
             raise GroupVoided(
@@ -112,7 +112,7 @@ def turn_seed(group_seed: int, episode: int, turn: int) -> int:
     return int.from_bytes(blake2b(f"{group_seed}/{episode}/{turn}".encode(), digest_size=6).digest(), "big")
 
 
-def _record(turn: int, query: str, found: SearchResult, seconds: float) -> SearchRecord:
+def _record(turn: int, query: str, found: SearchResult) -> SearchRecord:
     return SearchRecord(
         turn=turn,
         query=query,
@@ -121,16 +121,15 @@ def _record(turn: int, query: str, found: SearchResult, seconds: float) -> Searc
         scores=[hit.score for hit in found.hits],
         evidence_levels=[hit.evidence_level for hit in found.hits],
         index_hash=found.index_hash,
-        latency_ms=seconds * 1000,
+        latency_ms=found.latency_ms,
         degraded=found.degraded,
         cached=found.cached,
     )
 
 
-def _first(failures: BaseExceptionGroup[Exception]) -> Exception:
+def _first(failures: BaseExceptionGroup[BaseException]) -> BaseException:
     """The innermost first exception of a group of them."""
     first: BaseException = failures
     while isinstance(first, BaseExceptionGroup):
         first = first.exceptions[0]
-    assert isinstance(first, Exception)
     return first

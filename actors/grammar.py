@@ -60,7 +60,7 @@ _COMPLETES = {SEARCH_CLOSE: Meaning.SEARCH, ANSWER_CLOSE: Meaning.ANSWER}
 
 
 def read_turn(pieces: Iterable[Piece], place: Place) -> Turn:
-    """Walks the drawing from `place`. After a completed search or answer only white space may follow, or the end after an answer.
+    """Walks the drawing from `place`. Only white space may follow a completed search or answer, and the end of text an answer.
 
     Example:
         >>> tags = [Piece(tag, True) for tag in ("<think>", "<search>", "</search>")]

@@ -3,9 +3,9 @@
 ```
  <think> … <search> q </search> [<document> … </document> …] … </think> <answer> … </answer>
 ```
-Whoever carries it out asks `next()` and answers with `on_tokens` or `on_documents` until `next()` says `Finish`. Token in, token
-out: the engine's ids are kept as they came and never re-tokenised, only the observation's own tokens are appended, so each
-prompt is exactly the previous prompt and its output, continued.
+Whoever carries it out asks `next()` and answers with `on_tokens` or `on_documents` until `next()` says `Finish`. Token in,
+token out: the engine's ids are kept as they came and never re-tokenised, only the observation's own tokens are appended, so
+each prompt is exactly the previous prompt and its output, continued.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ class EpisodeProtocol:
     Example:
         >>> from actors.tokens import TagIds
         >>> words = ["<eos>", "<think>", "</think>", "<answer>", "</answer>", "42", "?"]
-        >>> tags = TagIds({i: words[i] for i in (1, 2, 3, 4)}, end_of_text=0, decode=lambda ids: " ".join(words[i] for i in ids))
+        >>> tags = TagIds(dict(enumerate(words[1:5], 1)), end_of_text=0, decode=lambda ids: " ".join(words[i] for i in ids))
         >>> episode = EpisodeProtocol(tags, prompt_ids=[6], budget=EpisodeBudget())
         >>> episode.next().prompt_ids
         [6]
@@ -99,9 +99,8 @@ class EpisodeProtocol:
         if not isinstance(self._next, Generate):
             raise RuntimeError(f"tokens arrived while the episode waits for {self._next}")
         if len(token_ids) > self._next.max_tokens or len(logprobs) != len(token_ids):
-            raise ValueError(
-                f"the engine returned {len(token_ids)} tokens with {len(logprobs)} log-probabilities for a request of {self._next.max_tokens}"
-            )
+            got = f"{len(token_ids)} tokens with {len(logprobs)} log-probabilities"
+            raise ValueError(f"the engine returned {got} for a request of {self._next.max_tokens}")
         self._append_model_tokens(token_ids, logprobs, version_spans)
         turn = read_turn(self._tags.pieces(token_ids), self._place)
         self._place = turn.place
@@ -212,7 +211,9 @@ class EpisodeProtocol:
         self._ids.extend(token_ids)
         self._logprobs.extend(logprobs)
         self._segments.append(Segment(Source.MODEL.value, start, len(self._ids), self._turn))
-        self._versions += [VersionSpan(s.generation, s.number, start + s.start, start + s.end) for s in spans if s.end > s.start]
+        self._versions += [
+            VersionSpan(s.generation, s.number, start + s.start, start + s.end) for s in spans if s.end > s.start
+        ]
 
 
 def _place_after(tags: TagReader, prompt_ids: Sequence[int]) -> Place:

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple, Protocol
 
 from tasks.prompting import ANSWER_CLOSE, DOCUMENT_CLOSE, DOCUMENT_OPEN, SEARCH_CLOSE, TAGS, question_prompt, render_documents
 from tasks.questions import Document, Question
+from tasks.tokenizer import load_tokenizer
 
 END_OF_TEXT = "<end of text>"
 
@@ -61,7 +62,9 @@ class TagIds:
         spelled = {tag: tokenizer.encode(tag, add_special_tokens=False) for tag in TAGS}
         for tag, ids in spelled.items():
             if len(ids) != 1 or ids[0] == tokenizer.unk_token_id:
-                raise ValueError(f"{_name(tokenizer)} has no single token for {tag}; add it as a special token, or use tag_reader()")
+                raise ValueError(
+                    f"{_name(tokenizer)} has no single token for {tag}; add it as a special token, or use tag_reader()"
+                )
         return cls({ids[0]: tag for tag, ids in spelled.items()}, _end_of_text(tokenizer), _decoder(tokenizer))
 
     @property
@@ -143,20 +146,18 @@ class EpisodeTokenizer:
     def __init__(self, tokenizer: Any) -> None:
         self._tokenizer = tokenizer
         self.tags = tag_reader(tokenizer)
-        self._encode = lru_cache(maxsize=_OBSERVATION_CACHE)(lambda text: tuple(tokenizer.encode(text, add_special_tokens=False)))
+        self._encode = lru_cache(maxsize=_OBSERVATION_CACHE)(
+            lambda text: tuple(tokenizer.encode(text, add_special_tokens=False))
+        )
 
     @classmethod
     def from_folder(cls, model_dir: str) -> EpisodeTokenizer:
-        from transformers import AutoTokenizer
-
-        return cls(AutoTokenizer.from_pretrained(model_dir))
+        return cls(load_tokenizer(model_dir))
 
     def prompt(self, question: Question) -> list[int]:
         """The question in the model's own chat template, ready for the model's first token."""
         message = [{"role": "user", "content": question_prompt(question)}]
-        return list(
-            self._tokenizer.apply_chat_template(message, add_generation_prompt=True, tokenize=True, return_dict=False)
-        )
+        return list(self._tokenizer.apply_chat_template(message, add_generation_prompt=True, tokenize=True, return_dict=False))
 
     def observation(self, documents: Iterable[Document]) -> list[int]:
         """The tokens of what a search found; none where it found nothing."""
@@ -173,7 +174,9 @@ def _decoder(tokenizer: Any) -> Callable[[list[int]], str]:
 
 def _end_of_text(tokenizer: Any) -> int:
     if tokenizer.eos_token_id is None:
-        raise ValueError(f"{_name(tokenizer)} has no eos token, so an episode could not end; set eos_token in its configuration")
+        raise ValueError(
+            f"{_name(tokenizer)} has no eos token, so an episode could not end; set eos_token in its configuration"
+        )
     return int(tokenizer.eos_token_id)
 
 

@@ -7,8 +7,8 @@ process, so the package must be installed wherever an engine runs.
 from __future__ import annotations
 
 import logging
-import os
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from safetensors.torch import load_file
@@ -22,9 +22,6 @@ BACKEND = "medr3_shm"
 
 # It warns at every update about layers that own no weights (rotary embeddings, a tied output layer).
 logging.getLogger("vllm.model_executor.model_loader.reload.layerwise").setLevel(logging.ERROR)
-
-# Set to 1, this leaves the packed copy of a tied output layer as it was: only for the test that shows the canary notices.
-SKIP_MEND_VARIABLE = "MEDR3_TEST_SKIP_LM_HEAD_MEND"
 
 
 def register() -> None:
@@ -41,10 +38,11 @@ class SharedMemoryInit(WeightTransferInitInfo):
 
 @dataclass
 class SharedMemoryUpdate(WeightTransferUpdateInfo):
-    """The file to load, and the checksum that it must have."""
+    """The file to load, and the checksum that it must have. Without the mend, the canary finds the fault described below."""
 
     path: str
     checksum: str
+    mend_tied_output: bool = True
 
 
 class SharedMemoryWeights(WeightTransferEngine[SharedMemoryInit, SharedMemoryUpdate]):
@@ -66,7 +64,7 @@ class SharedMemoryWeights(WeightTransferEngine[SharedMemoryInit, SharedMemoryUpd
     def shutdown(self) -> None:
         """Nothing is held between updates."""
 
-    def update_weights(self, update_info: dict[str, str]) -> None:
+    def update_weights(self, update_info: dict[str, Any]) -> None:
         self.receive_weights(self.parse_update_info(update_info))
         if self.device.type != "cpu":
             torch.accelerator.synchronize()
@@ -78,6 +76,8 @@ class SharedMemoryWeights(WeightTransferEngine[SharedMemoryInit, SharedMemoryUpd
         weights = load_file(update_info.path, device="cpu")  # maps the file, copies nothing
         if self.device.type == "cpu":
             self._reload_packed(weights)
+            if update_info.mend_tied_output:
+                self._repack_tied_output()
         else:
             self.model.load_weights(weights.items())
 
@@ -90,8 +90,6 @@ class SharedMemoryWeights(WeightTransferEngine[SharedMemoryInit, SharedMemoryUpd
             self.model.load_weights(weights.items())
         finally:  # also after a tensor of a wrong shape: the layers must be whole again for the next, good update
             finalize_layerwise_reload(self.model, self.model_config)
-        if os.environ.get(SKIP_MEND_VARIABLE) != "1":
-            self._repack_tied_output()
 
     def _repack_tied_output(self) -> None:
         """A tied output layer loads nothing of its own, so the reload above leaves its packed copy at the old weights."""

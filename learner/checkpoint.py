@@ -1,4 +1,4 @@
-"""Training state on disk: every rank writes its shards, any number of ranks reads them. Safetensors throughout, nothing pickled."""
+"""Training state on disk: every rank writes its shards, any number of ranks reads them. All safetensors, nothing pickled."""
 
 from __future__ import annotations
 
@@ -6,9 +6,10 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
-import torch.distributed.checkpoint as dcp
 from torch import Tensor
-from torch.distributed.checkpoint import HuggingFaceStorageReader, HuggingFaceStorageWriter
+from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader, HuggingFaceStorageWriter
+from torch.distributed.checkpoint.state_dict_loader import load
+from torch.distributed.checkpoint.state_dict_saver import save
 
 from learner.trainer import PolicyTrainer
 
@@ -20,7 +21,7 @@ def save_training_state(trainer: PolicyTrainer, checkpoint: Path) -> None:
     """Writes weights, AdamW moments and the random state; every rank calls it, and returns when all have written."""
     folder = checkpoint / TRAINING_STATE
     folder.mkdir(parents=True, exist_ok=True)
-    dcp.save(_state(trainer), storage_writer=HuggingFaceStorageWriter(str(folder), save_distributed=True))
+    save(_state(trainer), storage_writer=HuggingFaceStorageWriter(str(folder), save_distributed=True))
     if dist.is_initialized():
         dist.barrier()
 
@@ -31,7 +32,7 @@ def load_training_state(trainer: PolicyTrainer, checkpoint: Path) -> None:
     if not any(folder.glob("*.safetensors")):
         raise FileNotFoundError(f"no training state in {folder}: resume from a folder that `checkpoint` has written")
     state = _state(trainer)
-    dcp.load(state, storage_reader=HuggingFaceStorageReader(str(folder)))
+    load(state, storage_reader=HuggingFaceStorageReader(str(folder)))
     for name, parameter in trainer.policy.named_parameters():
         trainer.optimizer.state[parameter]["step"].copy_(state[f"optimizer.{name}.step"][0])
     torch.set_rng_state(state[RANDOM_STATE])

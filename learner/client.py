@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import threading
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import ray
+from ray.exceptions import RayError
 
 from learner.config import LearnerConfig
 from learner.exchange import Exchange, Reply
@@ -20,6 +22,8 @@ if TYPE_CHECKING:
 
 # The exchange answers by the deadline of its own; this much later the exchange itself is taken for lost.
 GRACE_S = 10.0
+# Ray Train looks after its workers every 2 s, then frees their places; workers poll the exchange every 10 s.
+END_S = 30.0
 
 
 class LearnerClient:
@@ -30,7 +34,8 @@ class LearnerClient:
     """
 
     def __init__(self, config: LearnerConfig, run_id: str, canary_token_ids: list[int]) -> None:
-        self._config, self._run_id, self._canary = config, run_id, canary_token_ids
+        self.run_id = run_id
+        self._config, self._canary = config, canary_token_ids
         self._exchange: Any = None
         self._ended: asyncio.Future[str] | None = None
 
@@ -45,7 +50,7 @@ class LearnerClient:
         arguments = (asyncio.get_running_loop(), self._ended, model_dir.resolve(), storage.resolve())
         threading.Thread(target=self._fit, args=arguments, name="learner-fit", daemon=True).start()
         order = Start(version, str(checkpoint.resolve()) if checkpoint is not None else None)
-        return cast(Publication, await self._carry_out(order))
+        return cast(Publication, await self._carry_out(order, self._config.start_timeout_s))
 
     async def step(
         self, tables: list[ray.ObjectRef[pa.Table]], step: int, version: WeightVersion, learning_rate: float, temperature: float
@@ -63,25 +68,23 @@ class LearnerClient:
 
     async def stop(self) -> None:
         """Ends the workers and removes the published weights. A learner that is dead already is no error."""
+        from learner.publishing import remove_weights, weights_folder
+
         if self._ended is None:
             return
-        try:
-            if not self._ended.done():
+        if not self._ended.done():
+            with suppress(LearnerDied):
                 await self._carry_out(Stop())
-            await asyncio.wait_for(asyncio.shield(self._ended), self._config.step_timeout_s)
-        except LearnerDied:
-            pass
-        finally:
-            ray.kill(self._exchange)  # workers that still run end at their next poll
-            from learner.publishing import remove_weights, weights_folder
+        ray.kill(self._exchange)  # workers that did not get the order end when they next ask for one
+        with suppress(TimeoutError):
+            await asyncio.wait_for(asyncio.shield(self._ended), END_S)
+        remove_weights(weights_folder(self._config.weights_folder, self.run_id))
 
-            remove_weights(weights_folder(self._config.weights_folder, self._run_id))
-
-    async def _carry_out(self, order: Order) -> Answer:
+    async def _carry_out(self, order: Order, timeout_s: float | None = None) -> Answer:
         if self._ended is None:
             raise RuntimeError(f"{type(order).__name__} was ordered before start()")
-        name, timeout_s = type(order).__name__, self._config.step_timeout_s
-        reply: asyncio.Future[Any] = asyncio.ensure_future(self._ask(order))
+        name, timeout_s = type(order).__name__, timeout_s or self._config.step_timeout_s
+        reply: asyncio.Future[Any] = asyncio.ensure_future(self._ask(order, timeout_s))
         try:
             await asyncio.wait(
                 [reply, cast("asyncio.Future[Any]", self._ended)],
@@ -99,18 +102,21 @@ class LearnerClient:
             raise LearnerDied(f"{name}: the exchange did not answer within {timeout_s + GRACE_S:.0f} s")
         raise LearnerDied(f"{name}: {await self._exchange.failure.remote() or self._ended.result()}")
 
-    async def _ask(self, order: Order) -> Reply:
-        number = await self._exchange.put.remote(order)
-        return cast(Reply, await self._exchange.reply.remote(number, self._config.step_timeout_s))
+    async def _ask(self, order: Order, timeout_s: float) -> Reply:
+        try:
+            number = await self._exchange.put.remote(order)
+            return cast(Reply, await self._exchange.reply.remote(number, timeout_s))
+        except RayError as error:  # the exchange is lost, or refuses because an earlier order was never answered
+            return Reply(failure=str(getattr(error, "cause", error)))
 
     def _fit(self, loop: asyncio.AbstractEventLoop, ended: asyncio.Future[str], model_dir: Path, storage: Path) -> None:
         """In its own thread, so that torch is imported here and the event loop stays free."""
         try:
             from learner.launch import make_trainer
 
-            make_trainer(self._config, self._run_id, model_dir, self._canary, self._exchange, storage).fit()
+            make_trainer(self._config, self.run_id, model_dir, self._canary, self._exchange, storage).fit()
             reason = "the workers ended as if told to stop"
-        except BaseException as error:  # noqa: BLE001 (a thread has nobody to raise to: the reason travels as text)
-            reason = f"{type(error).__name__}: {error}"
+        except BaseException as error:  # a thread has nobody to raise to: the reason travels as text
+            reason = f"{type(error).__name__}: {' '.join(str(error).split())}"  # one line; tracebacks are in Ray's logs
         if not loop.is_closed():
             loop.call_soon_threadsafe(ended.set_result, reason)

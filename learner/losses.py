@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-# exp(20) is far above every clip and cap; beyond it exp may become inf, whose unselected branch still turns a gradient into NaN.
+# exp(20) is far above every clip and cap; further out exp becomes inf, and a branch not taken still makes the gradient NaN.
 MAX_LOG_RATIO = 20.0
 
 

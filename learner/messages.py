@@ -64,4 +64,4 @@ Answer = StepResult | Publication | None
 
 
 class LearnerDied(Exception):
-    """The learner's workers ended unasked or did not answer in time; the reason is the text. The run resumes from its manifest."""
+    """The learner's workers ended unasked or did not answer in time; the text says why. A run resumes from its manifest."""

@@ -1,7 +1,7 @@
 """How far the engine's log-probabilities are from the learner's, and how old the tokens are. Pure; before any optimiser step.
 
-Two things that look alike are kept apart. *Mismatch* is a fault of numerics or of weight delivery, and is measured only on tokens
-that the learner's current version sampled at the current temperature; *drift* is the policy having moved on since older tokens.
+Two things that look alike are kept apart. *Mismatch* is a fault of numerics or of weight delivery, measured only on tokens that
+the learner's current version sampled at the current temperature; *drift* is the policy having moved on since older tokens.
 """
 
 from __future__ import annotations

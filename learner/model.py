@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
+from torch.nn.functional import nll_loss
 from torch.utils.checkpoint import checkpoint
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
@@ -30,7 +31,7 @@ class Policy(nn.Module):
         self.entropy_gradient = entropy_gradient
 
     def forward(self, token_ids_bl: Tensor, loss_mask_bl: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
-        """Log-probability and entropy at each of the n chosen tokens, row by row, after temperature as the engine reports them."""
+        """Log-probability and entropy at each of the n chosen tokens, row by row, after temperature as engines report them."""
         hidden_blh = self.causal_lm.base_model(input_ids=token_ids_bl, use_cache=False).last_hidden_state
         # The one shift of the system: token i is predicted by the hidden state of token i − 1.
         chosen_bl = loss_mask_bl[:, 1:]
@@ -44,7 +45,7 @@ class Policy(nn.Module):
 
     def _score(self, hidden_nh: Tensor, targets_n: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
         logprobs_nv = (self.causal_lm.get_output_embeddings()(hidden_nh).float() / temperature).log_softmax(-1)
-        chosen_n = logprobs_nv.gather(-1, targets_n[:, None]).squeeze(-1)
+        chosen_n = -nll_loss(logprobs_nv, targets_n, reduction="none")  # not a view: FSDP hooks its outputs
         weighed_nv = logprobs_nv if self.entropy_gradient else logprobs_nv.detach()
         return chosen_n, -(weighed_nv.exp() * weighed_nv).sum(-1)
 

@@ -57,7 +57,7 @@ def train_loop(settings: dict[str, WorkerSettings]) -> None:
                 return
             del received, order, answer  # or the groups of this step stay pinned in the object store until the next
     except Exception as error:
-        ray.get(exchange.fail.remote(rank, f"{type(error).__name__}: {error}"))
+        ray.get(exchange.fail.remote(rank, f"{type(error).__name__}: {' '.join(str(error).split())}"))
         raise
 
 

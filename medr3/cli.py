@@ -48,7 +48,7 @@ def train(
 
         print(yaml.safe_dump(resolved.model_dump(mode="json"), sort_keys=False, allow_unicode=True), end="")
         return
-    from medr3.run.loop import train as run_training
+    from medr3.run.train import train as run_training
 
     raise typer.Exit(run_training(resolved, resume))
 

@@ -71,7 +71,9 @@ class RunConfig(BaseModel):
             )
         for phase in self.curriculum.phases:
             if phase.reward not in self.rewards:
-                raise ValueError(f"curriculum: phase {phase.name!r} wants reward recipe {phase.reward!r}; there are {sorted(self.rewards)}")
+                raise ValueError(
+                    f"curriculum: phase {phase.name!r} wants reward recipe {phase.reward!r}; there are {sorted(self.rewards)}"
+                )
             for source in phase.mixture:
                 if source not in SOURCES:
                     raise ValueError(
@@ -94,6 +96,12 @@ class RunConfig(BaseModel):
         return self.budget.model_copy(
             update={"retrieval": phase.retrieval, "max_searches": phase.max_searches, "top_k": phase.top_k}
         )
+
+    def rules(self, phase_name: str, source: str) -> PhaseConfig:
+        """The phase whose rules a question obeys: the phase that is on, or, for a replayed question, the one that it comes from."""
+        names = [phase.name for phase in self.curriculum.phases]
+        known = self.curriculum.phases[: names.index(phase_name) + 1]
+        return next((phase for phase in reversed(known) if source in phase.mixture), known[-1])
 
     def hash(self) -> str:
         """Names what decides the run's course; its place and its trackers do not."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 import time
 from collections import deque
@@ -59,4 +60,6 @@ class Answering:
 
     def stats(self) -> ReplicaStats:
         p50, p99 = np.percentile(self._latencies_ms, (50, 99)).tolist() if self._latencies_ms else (0.0, 0.0)
-        return ReplicaStats(self._index.index_hash, self._queries, self._batches, self._cached, self._failed, p50, p99)
+        return ReplicaStats(
+            os.getpid(), self._index.index_hash, self._queries, self._batches, self._cached, self._failed, p50, p99
+        )

@@ -99,7 +99,7 @@ class RetrievalClient:
                     answers = await response
                 break
             except TimeoutError:
-                response.cancel()  # type: ignore[no-untyped-call]  # all callers are past their deadlines
+                response.cancel()  # all callers are past their deadlines
                 return
             except _LOST:
                 if attempt == self._config.retries:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from pydantic import BaseModel, ConfigDict, Field
+from typing import Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 
 class RetrievalConfig(BaseModel):
@@ -11,7 +13,7 @@ class RetrievalConfig(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     index: str = Field(default="", description="folder of a built index; empty: built from the run's own corpus")
-    encoder: str = Field(default="hashed-ngrams", description="'hashed-ngrams' needs no download; else a model folder")
+    encoder: str = Field(default="hashed-ngrams", description="'hashed-ngrams' needs no download")
     dimensions: int = Field(default=256, ge=16)
     factory: str = Field(default="Flat", description="FAISS factory string")
     nprobe: int = Field(default=32, ge=1, description="lists that an IVF factory looks into")
@@ -31,3 +33,9 @@ class RetrievalConfig(BaseModel):
     http_port: int = Field(default=0, ge=0, le=65535, description="0: no HTTP, handle calls only")
     inject_delay_s: float = Field(default=0.0, ge=0, description="chaos: every batch takes this much longer")
     inject_failure_rate: float = Field(default=0.0, ge=0, le=1, description="chaos: share of searches that fail")
+
+    @model_validator(mode="after")
+    def _one_half_counts(self) -> Self:
+        if self.lexical_weight == self.dense_weight == 0:
+            raise ValueError("lexical_weight and dense_weight are both 0: no document could ever be found")
+        return self

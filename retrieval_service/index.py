@@ -9,7 +9,6 @@ documents ─▶ rows, ordered by (collection, hash of the id) ─▶ documents.
 from __future__ import annotations
 
 import hashlib
-import os
 import shutil
 import tempfile
 from collections import Counter
@@ -65,22 +64,22 @@ class HybridIndex:
 
     def __init__(
         self,
-        manifest: IndexManifest,
+        built: IndexManifest,
         documents: pa.Table,
-        dense: DenseIndex,
-        lexical: LexicalIndex,
+        dense_index: DenseIndex,
+        lexical_index: LexicalIndex,
         encoder: Encoder,
         config: RetrievalConfig,
     ) -> None:
-        self.manifest = manifest
-        self.index_hash = manifest.index_hash
+        self.manifest = built
+        self.index_hash = built.index_hash
         self._shown = documents.select(["id", "text", "title", "publication_type", "evidence_level"])
-        self._dense, self._lexical, self._encoder = dense, lexical, encoder
+        self._dense, self._lexical, self._encoder = dense_index, lexical_index, encoder
         self._weights = (config.dense_weight, config.lexical_weight)
-        self._scopes = _scopes(manifest.collections)
+        self._scopes = _scopes(built.collections)
         self._place_of = {scope.name: place for place, scope in enumerate(self._scopes)}
-        if len(manifest.collections) == 1:  # then it is the whole corpus
-            self._place_of[next(iter(manifest.collections))] = 0
+        if len(built.collections) == 1:  # then it is the whole corpus
+            self._place_of[next(iter(built.collections))] = 0
 
     @property
     def collections(self) -> frozenset[str]:
@@ -243,7 +242,7 @@ def _contents(document: Document) -> str:
 
 def _put_in_place(unfinished: Path, folder: Path, built: IndexManifest) -> IndexManifest:
     try:
-        os.rename(unfinished, folder)  # over an empty folder it succeeds, over anything else it fails
+        unfinished.rename(folder)  # over an empty folder it succeeds, over anything else it fails
     except OSError:
         present = IndexManifest.read(folder)
         if present.index_hash != built.index_hash:

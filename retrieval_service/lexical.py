@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import bm25s
 import numpy as np
 import numpy.typing as npt
 from safetensors.numpy import load_file, save_file
@@ -45,6 +44,8 @@ class LexicalIndex:
     @classmethod
     def build(cls, tokens: Sequence[list[str]], scopes: Sequence[Scope]) -> LexicalIndex:
         """From the tokens of all documents, in the order of their rows."""
+        import bm25s  # here, because it brings numba along: seconds that a replica, which only searches, starts earlier
+
         vocabulary = {token: i for i, token in enumerate(sorted({token for found in tokens for token in found}))}
         ids = [[vocabulary[token] for token in found] for found in tokens]
         indptr, rows, scores, filled = [], [], [], 0

@@ -16,6 +16,7 @@ class SearchFailure:
 class ReplicaStats:
     """What one replica has done since it started; percentiles are of its last few thousand batches, in milliseconds."""
 
+    pid: int
     index_hash: str
     queries: int
     batches: int

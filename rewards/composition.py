@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from rewards.config import RewardRecipe
 from rewards.evidence import cited
-from rewards.registry import COMPONENTS, check_recipe
+from rewards.registry import COMPONENTS, check_json
 from tasks.questions import Question
 from trajectories.schema import Episode, RewardPart, TurnReward
 
@@ -37,7 +37,7 @@ def score(question: Question, episode: Episode, recipe: RewardRecipe) -> Score:
         >>> score(question, episode, recipe).total
         1.1
     """
-    check_recipe(recipe)
+    check_json(recipe.model_dump_json())
     parts: list[RewardPart] = []
     turn_rewards: list[TurnReward] = []
     for term in recipe.terms:

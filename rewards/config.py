@@ -13,7 +13,7 @@ class RewardTerm(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     name: str
-    weight: float = 1.0
+    weight: float = Field(default=1.0, allow_inf_nan=False)
     arguments: dict[str, Any] = Field(default_factory=dict)
 
 

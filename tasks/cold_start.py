@@ -30,8 +30,6 @@ PROBE_SIZE = 128
 STALLED_PROBES = 8  # without a gain: one start in three settles on matching evidence levels instead of entities, and stays there
 GAIN = 0.01
 DECAY_SHARE = 0.25  # the learning rate falls to zero over the last quarter
-IMITATION_STEPS_AT_LEAST = 400
-IMITATION_GATE, DRILL_KEPT_GATE = 0.95, 0.93
 DEMONSTRATION_OFFSET = 1_000_000  # question indices of the teacher: far from those that reinforcement learning asks
 IGNORED = -100  # cross-entropy's own mark for a token without loss
 
@@ -125,7 +123,17 @@ class _Curriculum:
         self._encoded: dict[int, tuple[list[int], list[int]]] = {}
 
     def drills(self, count: int) -> list[tuple[list[int], list[int]]]:
-        return [encode(drill(self._rng.choice(self._universe.training), self._rng), self._tokenizer) for _ in range(count)]
+        return [self._certain(encode(drill(self._rng.choice(self._universe.training), self._rng), self._tokenizer)) for _ in range(count)]
+
+    def _certain(self, row: tuple[list[int], list[int]]) -> tuple[list[int], list[int]]:
+        """Loss only where recall decides: which line comes next is chance, and its gradient would be noise."""
+        ids, labels = row
+        own = [i for i, label in enumerate(labels) if label != IGNORED]
+        skills = classify(self._tokenizer.convert_ids_to_tokens([ids[i] for i in own]))
+        for i, skill in zip(own, skills, strict=True):
+            if skill is None:
+                labels[i] = IGNORED
+        return ids, labels
 
     def mixed(self, count: int) -> list[tuple[list[int], list[int]]]:
         drills = sum(self._rng.random() < self._config.drill_share for _ in range(count))
@@ -216,9 +224,6 @@ def _attempt(
             f" (weakest: {weakest}), imitation {entry['imitation']:.2f}"
         )
 
-    def in_time() -> bool:
-        return time.monotonic() - started < config.max_seconds
-
     def stalled() -> bool:
         drills = [entry["drills"] for entry in history]
         before, recent = drills[:-STALLED_PROBES], drills[-STALLED_PROBES:]
@@ -231,7 +236,7 @@ def _attempt(
             yield probe("drills", loss)
             if history[-1]["drills"] >= config.drill_gate:
                 break
-            if stalled() or not in_time():
+            if stalled() or step >= config.max_steps:
                 return None
     imitation_started, passed_in_a_row = step, 0
     while True:  # imitation until its gate holds twice in a row
@@ -239,11 +244,11 @@ def _attempt(
         loss = _train_step(model, optimizer, _collate(stream.mixed(config.batch_size), tokenizer.pad_token_id), 1.0)
         if step % PROBE_EVERY == 0:
             yield probe("imitation", loss)
-            passed = history[-1]["drills"] >= DRILL_KEPT_GATE and history[-1]["imitation"] >= IMITATION_GATE
+            passed = history[-1]["drills"] >= config.drills_kept_gate and history[-1]["imitation"] >= config.imitation_gate
             passed_in_a_row = passed_in_a_row + 1 if passed else 0
-            if passed_in_a_row >= 2 and step - imitation_started >= IMITATION_STEPS_AT_LEAST:
+            if passed_in_a_row >= 2 and step - imitation_started >= config.imitation_steps:
                 break
-            if not in_time():
+            if step >= config.max_steps:
                 return None
     decay = round((step - imitation_started) * DECAY_SHARE / (1 - DECAY_SHARE))
     for i in range(decay):

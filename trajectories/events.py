@@ -29,6 +29,7 @@ class EventKind(StrEnum):
     PHASE_LEFT = "phase_left"
     PROBE = "probe"
     CHECKPOINT = "checkpoint"
+    PAUSED = "paused"  # ended on request before its time: a resume goes on
     STOPPED = "stopped"
     FAILED = "failed"
 
@@ -50,6 +51,7 @@ REQUIRED_FIELDS: Mapping[EventKind, frozenset[str]] = {
         EventKind.PHASE_LEFT: "phase step left_by reason",
         EventKind.PROBE: "phase step score n",
         EventKind.CHECKPOINT: "step",
+        EventKind.PAUSED: "step reason",
         EventKind.STOPPED: "step reason",
         EventKind.FAILED: "reason",
     }.items()

@@ -87,6 +87,10 @@ class Ledger:
         self._open[group_id] = Group(group_id, question_id, phase, admitted_at=now)
         self._admitted += 1
 
+    def open_ids(self) -> list[str]:
+        """Groups without an outcome, oldest admission first."""
+        return list(self._open)
+
     # Rollout
 
     def waiting(self) -> list[str]:

@@ -54,8 +54,8 @@ def surviving(events: Sequence[Event]) -> Lineage:
                 violations.append(
                     f"resume at step {resume.step}: its manifest knew {position} events, but only {index} came before"
                 )
-            dropped = [old for at, old in kept if at >= position and old.kind not in _HISTORY]
-            kept = [(at, old) for at, old in kept if at < position or old.kind in _HISTORY]
+            dropped = [old for at, old in kept if not _stays(at, old, position)]
+            kept = [(at, old) for at, old in kept if _stays(at, old, position)]
             late = [old for _, old in kept if old.kind is EventKind.TRAINED and old["step"] > resume.step]
             early = [old for old in dropped if old.kind is EventKind.TRAINED and old["step"] <= resume.step]
             if late or early:
@@ -73,8 +73,20 @@ def surviving(events: Sequence[Event]) -> Lineage:
 
 
 _HISTORY = frozenset(
-    {EventKind.RUN_STARTED, EventKind.RESUMED, EventKind.PUBLISHED, EventKind.ACK, EventKind.STOPPED, EventKind.FAILED}
+    {
+        EventKind.RUN_STARTED,
+        EventKind.RESUMED,
+        EventKind.PUBLISHED,
+        EventKind.ACK,
+        EventKind.PAUSED,
+        EventKind.STOPPED,
+        EventKind.FAILED,
+    }
 )
+
+
+def _stays(at: int, event: Event, position: int) -> bool:
+    return at < position or event.kind in _HISTORY
 
 
 def _position(resumed: Event, kept: list[tuple[int, Event]]) -> int:

@@ -14,6 +14,7 @@ from itertools import pairwise
 WIDE, NARROW = (760, 250), (360, 230)  # drawing units: CSS pixels at a desk, and on a small phone
 MARGIN_LEFT, MARGIN_RIGHT, MARGIN_TOP, MARGIN_BOTTOM = 48, 14, 24, 30
 HOVER_COLUMNS = 150  # more tooltips than this would lie closer together than a pointer can aim
+SMALLEST_SPAN = 1e-12  # a curve flatter than this is a line at 0
 PIXELS_PER_CHARACTER = 6.2  # of the 11-pixel labels
 
 
@@ -48,7 +49,7 @@ class Mark:
 
 @dataclass(frozen=True, slots=True)
 class Chart:
-    """What is drawn. `top` fixes the upper end of the y axis, which always starts at 0."""
+    """What is drawn. The y axis always shows 0; `top` fixes its upper end."""
 
     title: str
     unit: str
@@ -72,20 +73,22 @@ def figure(chart: Chart) -> str:
     return f"<figure>{caption}{_svg(chart, WIDE, 'wide')}{_svg(chart, NARROW, 'narrow')}</figure>"
 
 
-def ticks(top: float, wanted: int = 4) -> list[float]:
-    """Round numbers from 0 to at least `top`.
+def ticks(top: float, bottom: float = 0.0, wanted: int = 4) -> list[float]:
+    """At most `wanted` + 2 round numbers, among them 0, that cover `bottom` ≤ 0 to `top` ≥ 0.
 
     Example:
         >>> ticks(0.93)
         [0.0, 0.25, 0.5, 0.75, 1.0]
-        >>> ticks(3.2, wanted=3)
-        [0.0, 2.0, 4.0]
+        >>> ticks(3.2, -1.0)
+        [-2.0, 0.0, 2.0, 4.0]
     """
-    if top <= 0:
+    span = top - bottom
+    if span < SMALLEST_SPAN:
         return [0.0, 1.0]
-    power = 10.0 ** math.floor(math.log10(top / wanted))
-    step = next(power * factor for factor in (1, 2, 2.5, 5, 10) if power * factor * wanted >= top * (1 - 1e-9))
-    return [round(i * step, 12) for i in range(math.ceil(top / step - 1e-9) + 1)]
+    power = 10.0 ** math.floor(math.log10(span / wanted))
+    step = next(power * factor for factor in (1, 2, 2.5, 5, 10, 20) if power * factor * wanted >= span)
+    first, last = math.floor(bottom / step + 1e-9), math.ceil(top / step - 1e-9)
+    return [float(f"{i * step:.12g}") for i in range(first, last + 1)]
 
 
 def readable(value: float) -> str:
@@ -117,6 +120,7 @@ class _Frame:
     height: int
     first: float
     last: float
+    bottom: float
     top: float
 
     def x(self, value: float) -> float:
@@ -125,16 +129,17 @@ class _Frame:
 
     def y(self, value: float) -> float:
         room = self.height - MARGIN_TOP - MARGIN_BOTTOM
-        return self.height - MARGIN_BOTTOM - min(max(value / self.top, 0.0), 1.0) * room
+        return self.height - MARGIN_BOTTOM - min(max((value - self.bottom) / (self.top - self.bottom), 0.0), 1.0) * room
 
 
 def _svg(chart: Chart, size: tuple[int, int], kind: str) -> str:
     points = [point for series in chart.series for point in series.points]
     xs = [x for x, _ in points] + [edge for band in chart.bands for edge in (band.start, band.end)]
-    highest = max([y for _, y in points] + [high for series in chart.series for _, high in series.whiskers])
+    lowest = min(0.0, *[y for _, y in points])
+    highest = max([0.0, *[y for _, y in points], *[high for series in chart.series for _, high in series.whiskers]])
     first = min(xs)
-    scale = ticks(chart.top if chart.top is not None else highest * 1.02)
-    frame = _Frame(*size, first, max(*xs, first + 1), scale[-1])
+    scale = ticks(chart.top if chart.top is not None else highest * 1.02, lowest)
+    frame = _Frame(*size, first, max(*xs, first + 1), scale[0], scale[-1])
     label = f"{chart.title}, {chart.unit}, from step {readable(first)} to {readable(max(xs))}. {_spoken(chart)}"
     body = [_bands(chart, frame), _axes(scale, frame), _marks(chart, frame)]
     body += [_curve(series, frame) for series in chart.series]
@@ -177,7 +182,7 @@ def _axes(scale: list[float], frame: _Frame) -> str:
         drawn.append(f'<line class="grid" x1="{MARGIN_LEFT}" x2="{frame.width - MARGIN_RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>')
         drawn.append(f'<text class="tick" text-anchor="end" x="{MARGIN_LEFT - 6}" y="{y + 4:.1f}">{readable(value)}</text>')
     wanted = 8 if frame.width == WIDE[0] else 4
-    step = max(ticks(max(frame.last - frame.first, 1), wanted)[1], 1)
+    step = max(ticks(max(frame.last - frame.first, 1), wanted=wanted)[1], 1)
     value = math.ceil(frame.first / step) * step
     while value <= frame.last:
         drawn.append(

@@ -30,7 +30,6 @@ class Manifest(BaseModel):
     index_hash: str
     tracker_id: str
     events: int  # how many events the run had written
-    next_group: int
     ledger: dict[str, Any]
     sampler: dict[str, Any]
     controller: dict[str, Any]

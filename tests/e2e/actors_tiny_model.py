@@ -24,7 +24,11 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     wrapped = PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, eos_token="<eos>", unk_token="<unk>", pad_token="<pad>", additional_special_tokens=list(TAGS)
+        tokenizer_object=tokenizer,
+        eos_token="<eos>",
+        unk_token="<unk>",
+        pad_token="<pad>",
+        additional_special_tokens=list(TAGS),
     )
     wrapped.chat_template = "{% for message in messages %}{{ message['content'] }}{% endfor %}"
     return wrapped
@@ -66,6 +70,8 @@ def logprobs_of(model: Any, token_ids: list[int]) -> list[float]:
 def publish(model: Any, folder: Path, number: int) -> Publication:
     path = str(folder / f"weights-{number}.safetensors")
     names = {id(tensor): name for name, tensor in reversed(list(model.state_dict(keep_vars=True).items()))}
-    save_file({name: t.detach().contiguous() for name, t in model.state_dict(keep_vars=True).items() if names[id(t)] == name}, path)
+    save_file(
+        {name: t.detach().contiguous() for name, t in model.state_dict(keep_vars=True).items() if names[id(t)] == name}, path
+    )
     canary = Canary(CANARY_IDS, logprobs_of(model, CANARY_IDS))
     return Publication(WeightVersion(1, number), path, weights_checksum(path), Path(path).stat().st_size, canary)

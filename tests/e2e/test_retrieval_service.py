@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +22,8 @@ from tasks.questions import Document
 
 pytestmark = pytest.mark.e2e
 
-APP = "test-retrieval"
 CONFIG = RetrievalConfig(dimensions=64, replica_cpus=0.5)
 DOCUMENTS = [Document(id=f"d{i}", text=f"finding {i} of ward {i % 7}", collection=f"ward-{i % 2}") for i in range(200)]
-
-Serve = Callable[..., RetrievalClient]
 
 
 @pytest.fixture(scope="module")
@@ -35,42 +33,43 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-@pytest.fixture
-def serve_index(ray_session: Any, folder: Path) -> Iterator[Serve]:
-    def start(**changes: object) -> RetrievalClient:
-        config = CONFIG.model_copy(update=changes)
-        return RetrievalClient(deploy(folder, config, APP), config)
-
-    yield start
-    undeploy(APP)
+@pytest.fixture(scope="module")
+def app(ray_session: Any) -> Iterator[str]:
+    """A name to deploy under; a test that needs other settings deploys anew."""
+    yield "test-retrieval"
+    undeploy("test-retrieval")
 
 
 def query(i: int) -> SearchQuery:
     return SearchQuery(query=DOCUMENTS[i].text, k=1, collection=DOCUMENTS[i].collection)
 
 
-async def outcomes(client: RetrievalClient, queries: list[SearchQuery]) -> list[SearchResult | BaseException]:
-    return await asyncio.gather(*map(client.search, queries), return_exceptions=True)
+async def outcomes(client: RetrievalClient, numbers: Iterable[int]) -> list[SearchResult | BaseException]:
+    return await asyncio.gather(*(client.search(query(i)) for i in numbers), return_exceptions=True)
 
 
-def replica_pid() -> int:
-    from ray.util.state import list_actors
-
-    (replica,) = [
-        actor for actor in list_actors(filters=[("state", "=", "ALIVE")], detail=True) if f"{APP}#Replica" in (actor.name or "")
-    ]
-    assert replica.pid is not None
-    return replica.pid
+async def kill_replica(client: RetrievalClient) -> None:
+    (stats,) = await client.stats()
+    os.kill(stats.pid, signal.SIGKILL)
 
 
-def test_searches_are_answered_together_and_remembered(serve_index: Serve, folder: Path) -> None:
-    async def scenario() -> None:
-        client = serve_index()
+def test_searches_are_answered_together_and_remembered(app: str, folder: Path) -> None:
+    @ray.remote(num_cpus=0)
+    class Explorer:
+        def __init__(self, handle: Any, config: RetrievalConfig) -> None:
+            self._client = RetrievalClient(handle, config)
+
+        async def explore(self, query: SearchQuery) -> SearchResult:
+            return await self._client.search(query)
+
+    handle = deploy(folder, CONFIG, app)
+    client = RetrievalClient(handle, CONFIG)
+
+    async def from_this_process() -> None:
         with pytest.raises(RetrievalError, match="collection 'ward-9' is not in the index"):
             await client.search(SearchQuery(query="finding", collection="ward-9"))
         for repeated in (False, True):
-            results = await outcomes(client, [query(i) for i in range(200)])
-            for document, result in zip(DOCUMENTS, results, strict=True):
+            for document, result in zip(DOCUMENTS, await outcomes(client, range(200)), strict=True):
                 assert isinstance(result, SearchResult), result
                 assert [hit.id for hit in result.hits] == [document.id]
                 assert result.cached is repeated and result.latency_ms > 0
@@ -79,73 +78,61 @@ def test_searches_are_answered_together_and_remembered(serve_index: Serve, folde
         assert stats.batches <= 10  # 401 searches came in few messages
         assert stats.index_hash == HybridIndex.load(folder, CONFIG).index_hash
 
-    asyncio.run(scenario())
-
-
-def test_an_asyncio_actor_searches(serve_index: Serve, folder: Path) -> None:
-    @ray.remote(num_cpus=0)
-    class Explorer:
-        def __init__(self, client_of: Callable[[], RetrievalClient]) -> None:
-            self._client = client_of()
-
-        async def explore(self, i: int) -> SearchResult:
-            return await self._client.search(query(i))
-
-    handle = deploy(folder, CONFIG, APP)
-    explorer = Explorer.remote(lambda: RetrievalClient(handle, CONFIG))
-    results = ray.get([explorer.explore.remote(i) for i in range(50)], timeout=30)
+    asyncio.run(from_this_process())
+    assert asyncio.run(client.search(query(7))).hits[0].id == "d7"  # in another event loop
+    explorer = Explorer.remote(  # type: ignore[attr-defined]
+        handle, CONFIG
+    )
+    results = ray.get([explorer.explore.remote(query(i)) for i in range(50)], timeout=30)
     assert [result.hits[0].id for result in results] == [document.id for document in DOCUMENTS[:50]]
-    serve_index()  # the fixture takes the application down
 
 
-def test_a_killed_replica_ends_in_an_answer_or_a_typed_failure(serve_index: Serve) -> None:
+def test_a_killed_replica_ends_in_a_typed_failure_or_a_later_answer(app: str, folder: Path) -> None:
+    config = CONFIG.model_copy(update={"inject_delay_s": 1.0, "deadline_s": 30.0})
+    handle = deploy(folder, config, app)
+
     async def scenario() -> None:
-        client = serve_index(inject_delay_s=0.5, deadline_s=30.0)
-        await client.search(query(0))
-        running = asyncio.create_task(outcomes(client, [query(i) for i in range(100)]))
-        await asyncio.sleep(0.2)  # the batch is in the replica now
-        os.kill(replica_pid(), signal.SIGKILL)
-        for i, outcome in enumerate(await running):
-            assert isinstance(outcome, (SearchResult, RetrievalError)), outcome
-            assert isinstance(outcome, RetrievalError) or outcome.hits[0].id == f"d{i}"
-        assert (await client.search(query(1))).hits[0].id == "d1"  # a new replica has taken over
+        patient = RetrievalClient(handle, config)
+        impatient = RetrievalClient(handle, config.model_copy(update={"retries": 0}))
+        await patient.search(query(0))
+
+        orphan = asyncio.create_task(outcomes(patient, range(1)))
+        await asyncio.sleep(0.1)
+        for task in asyncio.all_tasks():
+            if "RetrievalClient._send" in repr(task.get_coro()):
+                task.cancel()
+        (outcome,) = await asyncio.wait_for(orphan, 0.5)
+        assert type(outcome) is RetrievalError and "CancelledError" in str(outcome)
+
+        running = [asyncio.create_task(outcomes(client, range(50))) for client in (patient, impatient)]
+        await asyncio.sleep(0.5)  # both messages are in the replica now, which answers after a second
+        await kill_replica(patient)
+        later, lost = await asyncio.gather(*running)
+        assert [outcome.hits[0].id for outcome in later if isinstance(outcome, SearchResult)] == [f"d{i}" for i in range(50)]
+        assert all(type(outcome) is RetrievalError and "replica was lost" in str(outcome) for outcome in lost), lost
 
     asyncio.run(scenario())
 
 
-def test_without_retries_a_killed_replica_is_a_typed_failure(serve_index: Serve) -> None:
+def test_a_missed_deadline_and_a_full_queue_are_typed(app: str, folder: Path) -> None:
+    config = CONFIG.model_copy(update={"inject_delay_s": 0.4, "max_batch": 1, "max_queued": 1})
+    handle = deploy(folder, config, app)
+
     async def scenario() -> None:
-        client = serve_index(inject_delay_s=2.0, retries=0, deadline_s=30.0)
-        running = asyncio.create_task(outcomes(client, [query(i) for i in range(5)]))
-        await asyncio.sleep(1.0)
-        os.kill(replica_pid(), signal.SIGKILL)
-        found = await running
-        assert all(type(outcome) is RetrievalError and "replica was lost" in str(outcome) for outcome in found), found
+        clock = asyncio.get_running_loop().time
+        await RetrievalClient(handle, config).search(query(0))
+        hasty = RetrievalClient(handle, config.model_copy(update={"deadline_s": 0.1}))
+        started = clock()
+        (late,) = await outcomes(hasty, range(1))
+        assert type(late) is RetrievalTimeout and "within 0.1 s to 'finding 0 of ward 0'" in str(late)
+        assert clock() - started < 0.35
+        # One search is in the replica, one may wait; the others are told so at once.
+        kinds = Counter(type(outcome) for outcome in await outcomes(RetrievalClient(handle, config), range(12)))
+        assert set(kinds) == {SearchResult, RetrievalRejected} and kinds[SearchResult] <= 3, kinds
 
     asyncio.run(scenario())
 
 
-def test_deadline_bound_and_chaos_are_typed(serve_index: Serve) -> None:
-    async def scenario() -> None:
-        slow = serve_index(inject_delay_s=1.0, deadline_s=0.3)
-        started = asyncio.get_running_loop().time()
-        late = await outcomes(slow, [query(0), query(1)])
-        assert [type(outcome) for outcome in late] == [RetrievalTimeout, RetrievalTimeout]
-        assert asyncio.get_running_loop().time() - started < 0.9
-        assert "within 0.3 s to 'finding 0 of ward 0'" in str(late[0])
-
-        full = serve_index(inject_delay_s=0.2, max_batch=1, max_queued=1)
-        found = await outcomes(full, [query(i) for i in range(12)])
-        kinds = {type(outcome) for outcome in found}
-        assert kinds == {SearchResult, RetrievalRejected}, kinds
-
-        chaos = serve_index(inject_failure_rate=1.0)
-        failed = await outcomes(chaos, [query(0)])
-        assert type(failed[0]) is RetrievalError and "injected" in str(failed[0])
-
-    asyncio.run(scenario())
-
-
-def test_a_wrong_index_is_refused_before_anything_starts(ray_session: Any, folder: Path) -> None:
+def test_a_wrong_index_is_refused_before_anything_starts(app: str, folder: Path) -> None:
     with pytest.raises(IndexRefused, match="built with dimensions 64, wanted is 32"):
-        deploy(folder, CONFIG.model_copy(update={"dimensions": 32}), APP)
+        deploy(folder, CONFIG.model_copy(update={"dimensions": 32}), app)

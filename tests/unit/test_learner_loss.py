@@ -63,7 +63,8 @@ def test_ratios_beyond_any_float_leave_gradients_finite():
     old = torch.tensor([-300.0, 0.0])
     loss = losses.clipped_surrogate(logprobs, old, torch.tensor([-1.0, 1.0]), 0.2, 0.28, 3.0) + losses.kl_k3(logprobs, old)
     loss.sum().backward()
-    assert torch.isfinite(logprobs.grad).all() and torch.isfinite(loss).all()
+    assert torch.isfinite(logprobs.grad).all()
+    assert torch.isfinite(loss).all()
 
 
 def test_importance_weight_is_capped_and_carries_no_gradient():
@@ -181,8 +182,10 @@ def test_a_step_raises_the_reward_and_measures_no_mismatch_on_its_own_samples():
         fresh = read_batch([sample_group(causal_lm, 100 * step + group, n=8, version=version) for group in range(6)])
         metrics = trainer.step(fresh, step=step, current=version, learning_rate=2e-2, temperature=1.0)
         rewards.append(metrics["reward_mean"])
-        assert metrics["mismatch_mean"] < 1e-5 and metrics["mismatch_tokens"] == metrics["model_tokens"]
-        assert metrics["effective_samples"] == pytest.approx(1, abs=1e-4) and metrics["optimizer_steps"] == 2
+        assert metrics["mismatch_mean"] < 1e-5
+        assert metrics["mismatch_tokens"] == metrics["model_tokens"]
+        assert metrics["effective_samples"] == pytest.approx(1, abs=1e-4)
+        assert metrics["optimizer_steps"] == 2
     assert np.mean(rewards[-3:]) > np.mean(rewards[:3]) + 0.15
 
 
@@ -198,8 +201,10 @@ def test_mismatch_is_measured_only_on_the_current_version_and_ends_the_run(table
     assert all(torch.equal(p, before[name]) for name, p in policy.named_parameters()), "the step must end before any update"
     later = {**CURRENT, "current": WeightVersion(1, 2)}
     metrics = PolicyTrainer(policy, config).step(spoilt, step=0, **later)
-    assert metrics["mismatch_tokens"] == 0 and metrics["drift_mean"] == pytest.approx(0.5, abs=1e-3)
-    assert metrics["age_max"] == 2 and metrics["importance_mean"] == pytest.approx(math.exp(0.5), abs=1e-3)
+    assert metrics["mismatch_tokens"] == 0
+    assert metrics["drift_mean"] == pytest.approx(0.5, abs=1e-3)
+    assert metrics["age_max"] == 2
+    assert metrics["importance_mean"] == pytest.approx(math.exp(0.5), abs=1e-3)
 
 
 def test_a_gradient_that_is_not_finite_is_skipped_and_counted(tables):
@@ -208,7 +213,8 @@ def test_a_gradient_that_is_not_finite_is_skipped_and_counted(tables):
     before = {name: p.detach().clone() for name, p in policy.named_parameters()}
     policy.causal_lm.model.norm.weight.register_hook(lambda gradient: gradient * torch.nan)
     metrics = trainer.step(read_batch(tables), step=0, **CURRENT)
-    assert metrics["skipped_updates"] == 1 and metrics["optimizer_steps"] == 0
+    assert metrics["skipped_updates"] == 1
+    assert metrics["optimizer_steps"] == 0
     assert all(torch.equal(p, before[name]) for name, p in policy.named_parameters())
 
 
@@ -217,11 +223,14 @@ def test_groups_of_equal_rewards_are_dropped_or_kept_as_configured():
     equal = [sample_group(causal_lm, group, equal_rewards=True) for group in (0, 1)]
     mixed = [*equal, sample_group(causal_lm, 2)]
     dropped = PolicyTrainer(Policy(tiny_model()), LearnerConfig()).step(read_batch(mixed), step=0, **CURRENT)
-    assert dropped["groups_uninformative"] == 2 and dropped["episodes_trained"] == 4 and dropped["episodes"] == 12
+    assert dropped["groups_uninformative"] == 2
+    assert dropped["episodes_trained"] == 4
+    assert dropped["episodes"] == 12
     kept = PolicyTrainer(Policy(tiny_model()), LearnerConfig(zero_advantage="keep")).step(read_batch(mixed), step=0, **CURRENT)
     assert kept["episodes_trained"] == 12
     nothing = PolicyTrainer(Policy(tiny_model()), LearnerConfig()).step(read_batch(equal), step=0, **CURRENT)
-    assert nothing["optimizer_steps"] == 0 and nothing["grad_norm"] == 0
+    assert nothing["optimizer_steps"] == 0
+    assert nothing["grad_norm"] == 0
 
 
 def test_reference_and_entropy_terms_enter_the_loss(tables):

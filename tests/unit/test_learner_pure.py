@@ -29,11 +29,13 @@ def test_advantages_are_centred_scaled_and_zero_where_rewards_are_equal(pairs):
     for group in np.unique(group_e):
         rewards, advantages = rewards_e[group_e == group].astype(np.float64), advantages_e[group_e == group]
         if len(set(rewards.tolist())) == 1:
-            assert not advantages.any() and not informative_e[group_e == group].any()
+            assert not advantages.any()
+            assert not informative_e[group_e == group].any()
         else:
             assert informative_e[group_e == group].all()
             np.testing.assert_allclose(advantages, (rewards - rewards.mean()) / (rewards.std() + 1e-6), rtol=1e-4, atol=1e-4)
-            assert abs(advantages.sum()) < 1e-3 and advantages.std() <= 1 + 1e-4
+            assert abs(advantages.sum()) < 1e-3
+            assert advantages.std() <= 1 + 1e-4
 
 
 def test_equal_rewards_that_no_float_can_average_have_no_advantage():
@@ -47,7 +49,8 @@ def test_every_episode_is_planned_once_within_the_budget_and_no_rank_is_without_
     plan = plan_micro_batches(lengths, rows, ranks, budget)
     weighed = [episode for rank in plan for batch in rank if batch.weight for episode in batch.episodes.tolist()]
     assert sorted(weighed) == list(range(len(lengths)))
-    assert len({len(rank) for rank in plan}) == 1 and len(plan[0]) > 0
+    assert len({len(rank) for rank in plan}) == 1
+    assert len(plan[0]) > 0
     for batch in (batch for rank in plan for batch in rank):
         assert len(batch.episodes) * lengths[batch.episodes].max() <= budget or len(batch.episodes) == 1
     tokens = [sum(int(lengths[batch.episodes].sum()) for batch in rank if batch.weight) for rank in plan]
@@ -59,7 +62,8 @@ def test_minibatches_hold_whole_groups_and_lose_no_row(groups, parts, seed):
     group_e = np.array(groups)
     split = split_groups(group_e, np.arange(len(groups)), parts, seed)
     assert sorted(np.concatenate(split).tolist()) == list(range(len(groups)))
-    assert all(len(part) for part in split) and len(split) == min(parts, len(set(groups)))
+    assert all(len(part) for part in split)
+    assert len(split) == min(parts, len(set(groups)))
     homes = [set(group_e[part]) for part in split]
     assert sum(len(home) for home in homes) == len(set(groups))
 

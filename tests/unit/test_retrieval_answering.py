@@ -62,7 +62,8 @@ def test_injected_failures_fail(index: HybridIndex) -> None:
 
 @given(st.lists(st.tuples(st.sampled_from(["get", "put"]), st.integers(0, 6))), st.integers(0, 4))
 def test_the_cache_forgets_what_was_asked_for_the_longest_time_ago(steps: list[tuple[str, int]], entries: int) -> None:
-    cache, order = AnswerCache(entries), []  # the order from the oldest to the newest use
+    cache = AnswerCache(entries)
+    order: list[int] = []  # from the oldest use to the newest
     for step, number in steps:
         key = CacheKey("hash", str(number), 3, "hybrid", "")
         if step == "get":

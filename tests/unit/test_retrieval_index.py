@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 from retrieval_service.analyzer import analyze
 from retrieval_service.config import RetrievalConfig
+from retrieval_service.encoders import HashedNgrams
 from retrieval_service.index import HybridIndex, IndexRefused, UnknownCollection
 from retrieval_service.manifest import IndexManifest, file_checksum
 from retrieval_service.types import SearchQuery
@@ -84,8 +85,6 @@ def test_lexical_scores_are_those_of_bm25s_over_the_collection_alone(index: Hybr
 
 
 def test_dense_scores_are_cosines(index: HybridIndex) -> None:
-    from retrieval_service.encoders import HashedNgrams
-
     documents = {document.id: document for document in corpus()}
     encoder = HashedNgrams(CONFIG.dimensions)
     hits = index.search([SearchQuery(query="aspirin heart", k=100, mode="dense", collection="cardiology")])[0].hits
@@ -126,6 +125,15 @@ def test_any_batch_is_answered_query_by_query(index: HybridIndex, queries: list[
 def test_only_the_words_of_a_collection_are_found_in_it(index: HybridIndex) -> None:
     assert ids(index, SearchQuery(query="nephrology", mode="lexical", collection="cardiology")) == []
     assert len(ids(index, SearchQuery(query="nephrology", mode="lexical", k=100))) == COLLECTIONS["nephrology"]
+
+
+def test_a_half_without_weight_finds_nothing(folder: Path) -> None:
+    lexical_only = HybridIndex.load(folder, RetrievalConfig(dimensions=128, dense_weight=0))
+    assert ids(lexical_only, SearchQuery(query="wordless")) == []
+    both = SearchQuery(query="heparin in kidney", k=5, collection="nephrology")
+    assert ids(lexical_only, both) == ids(lexical_only, both.model_copy(update={"mode": "lexical"}))
+    with pytest.raises(ValueError, match="no document could ever be found"):
+        RetrievalConfig(dense_weight=0, lexical_weight=0)
 
 
 def test_an_unknown_collection_is_an_error(index: HybridIndex) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import example, given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from rewards.answers import is_correct
@@ -96,13 +96,15 @@ def test_number(gold: str, fields: dict[str, object], answer: str, right: bool) 
         ("CD4+", (), "CD4-", False), ("CD4+", (), "CD4+", True), ("beta-blocker", (), "beta blocker", True), ("1.5", (), "15", False),
         ("1,500 IU", (), "1500 IU", True), ("factor V", (), "factor VIII", False), ("が", (), "か", False),
         ("deficiency of the enzyme", (), "deficiency of enzyme", True), ("the", (), "the", True), ("!!!", (), "???", False),
-        ("!!!", (), "!!!", True), ("straße", (), "STRASSE", True), ("lavan", (), "la van", False), ("type 2 diabetes", (), "diabetes", False),
+        ("!!!", (), "!!!", True), ("straße", (), "STRASSE", True), ("lavan", (), "la van", False),
+        ("type 2 diabetes", (), "diabetes", False),
     ],
 )  # fmt: skip
 def test_text(gold: str, aliases: tuple[str, ...], answer: str, right: bool) -> None:
     assert is_correct(ask("text", gold, aliases=aliases), answer) is right
 
 
+@settings(deadline=None)
 @given(st.text(max_size=120), st.text(max_size=20))
 @example("1" * 200_000, "")
 @example("10" + "⁹" * 50, "")
@@ -118,8 +120,7 @@ def test_no_answer_makes_a_check_raise(answer: str, unit: str) -> None:
         assert is_correct(question, answer) in (True, False)
 
 
+@settings(deadline=None)
 @given(st.integers(-(10**9), 10**9), st.sampled_from(["{}", "{:,}", "{}.0", "{}e0", " {} ", "{} mg"]))
 def test_a_written_integer_is_read_back(number: int, form: str) -> None:
     assert parse_number(form.format(number)) == number
-
-

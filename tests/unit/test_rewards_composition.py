@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from rewards.composition import score
@@ -148,19 +148,24 @@ def test_turns_share_what_they_earned() -> None:
     recipe = RewardRecipe.model_validate({"terms": [{"name": "evidence", "weight": 0.5}, {"name": "gold_recall", "weight": 2}]})
     result = score(NUMBER, of, recipe)
     by_name = {(reward.name, reward.turn): reward.value for reward in result.turn_rewards}
-    assert by_name == pytest.approx({("evidence", 0): 0.25, ("evidence", 2): 0.15, ("gold_recall", 0): 1.0, ("gold_recall", 2): 1.0})
+    assert by_name == pytest.approx(
+        {("evidence", 0): 0.25, ("evidence", 2): 0.15, ("gold_recall", 0): 1.0, ("gold_recall", 2): 1.0}
+    )
     assert result.total == pytest.approx(sum(by_name.values()))
 
 
 @pytest.mark.parametrize(
-    ("gold", "expected"), [(["meta"], 1.0), (["meta", "gone"], 0.5), (["gone"], 0.0), ([], 0.0), (["meta", "trial", "stranger"], 1.0)]
+    ("gold", "expected"),
+    [(["meta"], 1.0), (["meta", "gone"], 0.5), (["gone"], 0.0), ([], 0.0), (["meta", "trial", "stranger"], 1.0)],
 )
 def test_gold_recall(gold: list[str], expected: float) -> None:
     question = NUMBER.model_copy(update={"gold_documents": tuple(gold)})
     assert value("gold_recall", searched(""), question) == expected
 
 
-@pytest.mark.parametrize(("n", "arguments", "expected"), [(0, {}, 0.0), (3, {}, -0.3), (30, {}, -1.0), (3, {"free": 2, "cost": 0.5}, -0.5)])
+@pytest.mark.parametrize(
+    ("n", "arguments", "expected"), [(0, {}, 0.0), (3, {}, -0.3), (30, {}, -1.0), (3, {"free": 2, "cost": 0.5}, -0.5)]
+)
 def test_search_count(n: int, arguments: dict[str, object], expected: float) -> None:
     of = episode(GOOD, *[search(turn, "q") for turn in range(n)])
     assert value("search_count", of, **arguments) == pytest.approx(expected)
@@ -171,7 +176,6 @@ def test_search_count(n: int, arguments: dict[str, object], expected: float) -> 
     [
         ([{"name": "corect"}], "reward 'corect' is unknown; known are correct, evidence, evidence_relative, format"),
         ([{"name": "format"}, {"name": "format"}], "named twice"),
-        ([{"name": "format", "weight": math.nan}], "finite"),
         ([{"name": "evidence", "arguments": {"levels": []}}], "has no argument 'levels'; it takes quality, unknown"),
         ([{"name": "evidence", "arguments": {"quality": [1, 0]}}], "one quality in"),
         ([{"name": "evidence", "arguments": {"quality": [9, 0, 0, 0, 0, 0]}}], "one quality in"),
@@ -186,6 +190,14 @@ def test_a_recipe_is_refused_in_one_line(terms: list[dict[str, object]], words: 
     assert "\n" not in str(refusal.value)
 
 
+def test_a_weight_is_finite_and_scoring_checks_the_recipe_too() -> None:
+    with pytest.raises(ValueError, match="finite"):
+        RewardRecipe.model_validate({"terms": [{"name": "format", "weight": math.nan}]})
+    for _ in range(2):  # a refusal is not forgotten by the cache
+        with pytest.raises(ValueError, match="'corect' is unknown"):
+            score(NUMBER, episode(GOOD), RewardRecipe.model_validate({"terms": [{"name": "corect"}]}))
+
+
 EVERYTHING = RewardRecipe.model_validate({"terms": [{"name": name} for name in COMPONENTS]})
 PIECES = st.lists(st.one_of(st.sampled_from([*TAGS, META, TRIAL, "42"]), st.text(max_size=8)), max_size=24).map(" ".join)
 SEARCHES = st.builds(
@@ -194,8 +206,11 @@ SEARCHES = st.builds(
 )  # fmt: skip
 
 
+@settings(deadline=None)
 @given(PIECES, st.lists(SEARCHES, max_size=4), st.text(max_size=12), st.sampled_from(["answer", "malformed", "budget", "?"]))
-def test_no_episode_makes_a_reward_raise_or_leave_its_range(text: str, searches: list[Search], answer: str, finish: str) -> None:
+def test_no_episode_makes_a_reward_raise_or_leave_its_range(
+    text: str, searches: list[Search], answer: str, finish: str
+) -> None:
     result = score(NUMBER, episode(text, *searches, answer=answer, finish=finish), EVERYTHING)
     assert math.isfinite(result.total)
     values = {part.name: part.value for part in result.parts}
@@ -206,11 +221,15 @@ def test_no_episode_makes_a_reward_raise_or_leave_its_range(text: str, searches:
         assert sum(reward.value for reward in result.turn_rewards if reward.name == name) == pytest.approx(values[name])
 
 
+@settings(deadline=None)
 @given(PIECES)
+@example("<thi<document> x </document>nk> <<document></document>/answer>")
 def test_the_models_own_text_never_gains_tags_or_words(text: str) -> None:
     own = own_text(text)
     assert all(own.count(tag) <= text.count(tag) for tag in TAGS)
-    assert set(own_thinking(text).split()) <= set(text.replace("<think>", " ").split()) | set(own.replace("<think>", " ").split())
+    assert set(own_thinking(text).split()) <= set(text.replace("<think>", " ").split()) | set(
+        own.replace("<think>", " ").split()
+    )
 
 
 def test_hostile_length_is_read_in_linear_time() -> None:

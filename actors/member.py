@@ -1,0 +1,100 @@
+"""One engine of the pool: its actor handle, its health, what it has in flight; Ray's failures turned into this room's types."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import suppress
+from typing import Any
+
+import ray
+from ray import ObjectRef
+from ray.exceptions import RayActorError, RayError, RayTaskError
+
+from actors.config import RolloutConfig
+from actors.failures import EngineFenced, EngineLost
+from actors.health import EngineHealth
+from actors.messages import GroupRequest, GroupSummary, GroupVoided
+from actors.rollout import RolloutActor
+from retrieval_service.config import RetrievalConfig
+from trajectories.publication import Publication, WeightAck
+from trajectories.schema import WeightVersion
+
+_STOP_TIMEOUT_S = 5  # an engine that does not end by itself until then is killed with its actor
+
+
+class PoolMember:
+    """Every call ends with its result, `TimeoutError`, or a `GroupVoided` (`EngineLost` and `EngineFenced` are kinds of it)."""
+
+    def __init__(self, slot: int, incarnation: int, config: RolloutConfig) -> None:
+        self.slot = slot
+        self.incarnation = incarnation
+        self.health = EngineHealth(f"engine-{slot}.{incarnation}")
+        self.version: WeightVersion | None = None
+        self.groups = 0
+        self._config = config
+        engine = config.engine
+        # Never restarted by Ray: a restarted actor would have lost its weights and look as if nothing had happened.
+        self.actor: Any = (
+            ray.remote(RolloutActor)
+            .options(
+                max_restarts=0,
+                max_task_retries=0,
+                num_cpus=1 if engine.gpus else engine.cpu_threads,
+                num_gpus=engine.gpus * engine.tensor_parallel_size,
+            )
+            .remote()
+        )
+
+    async def start(self, model_dir: str, retrieval_handle: Any, retrieval_config: RetrievalConfig) -> None:
+        arguments = (model_dir, self._config.engine, self.health.engine_id, retrieval_handle, retrieval_config, self._config)
+        await self._answer(self.actor.start.remote(*arguments), self._config.engine.start_timeout_s)
+
+    async def update(self, publication: Publication) -> WeightAck:
+        ack: WeightAck = await self._answer(self.actor.update.remote(publication), self._config.update_timeout_s)
+        self.version = publication.version if ack.ok else None
+        return ack
+
+    async def run_group(self, request: GroupRequest) -> tuple[GroupSummary, ObjectRef]:
+        summary_ref, table_ref = self.actor.run_group.options(num_returns=2).remote(request)
+        summary: GroupSummary = await self._answer(summary_ref, self._config.group_timeout_s)
+        return summary, table_ref
+
+    async def ping(self) -> dict[str, Any]:
+        answer: dict[str, Any] = await self._answer(self.actor.ping.remote(), self._config.ping_timeout_s)
+        return answer
+
+    async def stop(self) -> None:
+        with suppress(GroupVoided, TimeoutError):  # what does not stop is killed
+            await self._answer(self.actor.stop.remote(), _STOP_TIMEOUT_S)
+        self.kill()
+
+    def kill(self) -> None:
+        """The engine's processes watch the actor's and end with it."""
+        ray.kill(self.actor, no_restart=True)
+
+    async def _answer(self, ref: ObjectRef, timeout_s: float) -> Any:
+        engine_id = self.health.engine_id
+        try:
+            return await asyncio.wait_for(_awaited(ref), timeout_s)
+        except (TimeoutError, asyncio.CancelledError):
+            ray.cancel(ref)
+            raise
+        except RayTaskError as error:
+            cause = error.cause
+            if isinstance(cause, (EngineLost, EngineFenced)):
+                raise type(cause)(str(cause)) from None
+            if isinstance(cause, GroupVoided):
+                raise GroupVoided(str(cause)) from None
+            raise GroupVoided(f"engine {engine_id}: {type(cause).__name__}: {cause}") from error
+        except RayActorError as error:
+            raise EngineLost(f"engine lost: {engine_id}: {_first_line(error)}") from None
+        except RayError as error:
+            raise GroupVoided(f"engine {engine_id}: {type(error).__name__}: {_first_line(error)}") from error
+
+
+async def _awaited(ref: ObjectRef) -> Any:
+    return await ref
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -1,0 +1,151 @@
+"""The course of a run: what is prepared before the loop, and what is summed up behind it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Any
+
+from curriculum.controller import Controller
+from medr3.config import RunConfig
+from medr3.observe.report import write_report
+from medr3.observe.summary import closing_table
+from medr3.observe.tracker import Tracker
+from medr3.run.journal import Journal
+from medr3.run.loop import TrainingLoop
+from medr3.run.manifest import Manifest, write_json
+from medr3.run.progress import Progress
+from medr3.run.sampler import QuestionSampler
+from medr3.run.services import Services, connect_ray, index_hash, prepare_index, prepare_model
+from medr3.run.state import RunState
+from medr3.run.watchdog import Watchdog
+from tasks.world import Universe
+from trajectories.audit import audit
+from trajectories.events import EventKind, EventLog
+from trajectories.ledger import Ledger
+from trajectories.publication import Publication
+from trajectories.schema import WeightVersion
+from trajectories.store import TrajectoryStore
+
+
+class Course:
+    """One process's part of a run. `training` is set while a stop can wait for the end of a step."""
+
+    def __init__(
+        self, config: RunConfig, manifest: Manifest | None, stop: asyncio.Event, on_ray_started: Callable[[], None]
+    ) -> None:
+        self.training = False
+        self._on_ray_started = on_ray_started
+        self._config, self._manifest, self._stop = config, manifest, stop
+        self._watchdog = Watchdog(config.run.stall_timeout_s)
+        self._progress = Progress.restored(manifest.progress) if manifest else Progress()
+
+    async def run(self) -> int:
+        config, manifest, watchdog = self._config, self._manifest, self._watchdog
+        universe = Universe.build(config.world)
+        journal = self._open_journal()
+        try:
+            journal.status(state="preparing", phase="", step=self._progress.step)
+            with watchdog.stage("start ray"):
+                await asyncio.to_thread(connect_ray, config)
+                self._on_ray_started()
+            with watchdog.stage("build index"):
+                folder = await asyncio.to_thread(prepare_index, config, universe)
+            with watchdog.stage("cold start"):
+                model = await prepare_model(config, universe, folder, journal.say)
+            version = WeightVersion(manifest.generation + 1 if manifest else 1, self._progress.step)
+            checkpoint = config.run.folder / manifest.checkpoint / "training_state" if manifest else None
+            self._announce(journal, version)
+            with watchdog.stage("start services"):
+                services = await Services.start(
+                    config, universe, folder, model, version, checkpoint, lambda ack: journal.acks([ack]), self._published(journal)
+                )
+            try:
+                state = self._state(services, universe, index_hash(folder), journal, version)
+                self.training = True
+                await TrainingLoop(state).run()
+            finally:
+                self.training = False
+                with watchdog.stage("stop services"):
+                    await services.stop()
+            self._sum_up(state)
+            return 0
+        finally:
+            journal.tracker.close()
+            journal.events.close()
+
+    def _open_journal(self) -> Journal:
+        config, manifest = self._config, self._manifest
+        folder = config.run.folder
+        tracker = Tracker(
+            folder, config.tracking, name=config.run.name, settings=config.model_dump(mode="json"),
+            tracker_id=manifest.tracker_id if manifest else "", resume_step=manifest.step if manifest else None,
+        )  # fmt: skip
+        return Journal(folder, EventLog(folder / "events.jsonl"), tracker, TrajectoryStore(folder / "trajectories"))
+
+    def _announce(self, journal: Journal, version: WeightVersion) -> None:
+        config, manifest = self._config, self._manifest
+        if manifest is None:
+            journal.events.append(
+                EventKind.RUN_STARTED, run_id=config.run.name, generation=1, seed=config.run.seed,
+                max_staleness=config.rollout.max_staleness, config_hash=config.hash(),
+            )  # fmt: skip
+        else:
+            journal.events.append(EventKind.RESUMED, generation=version.generation, step=manifest.step, position=manifest.events)
+            journal.say(f"resumed at step {manifest.step} in phase {manifest.controller['phase']}")
+
+    @staticmethod
+    def _published(journal: Journal) -> Any:
+        def announce(publication: Publication) -> None:
+            journal.events.append(
+                EventKind.PUBLISHED, version=str(publication.version), step=publication.version.number, checksum=publication.checksum
+            )
+
+        return announce
+
+    def _state(self, services: Services, universe: Universe, index: str, journal: Journal, version: WeightVersion) -> RunState:
+        config, manifest = self._config, self._manifest
+        ledger = Ledger(config.rollout.groups_per_step, config.rollout.max_staleness, config.rollout.max_attempts)
+        sampler = QuestionSampler(universe, config.run.seed)
+        controller = Controller(config.curriculum)
+        if manifest is not None:
+            ledger.restore(manifest.ledger)
+            sampler.restore(manifest.sampler)
+            controller.restore(manifest.controller)
+        return RunState(
+            config=config, universe=universe, index_hash=index, pool=services.pool, learner=services.learner, journal=journal,
+            ledger=ledger, sampler=sampler, controller=controller, progress=self._progress, watchdog=self._watchdog,
+            version=version, stop=self._stop,
+        )  # fmt: skip
+
+    def _sum_up(self, state: RunState) -> None:
+        """The run's last words: summary, report, audit, closing table."""
+        config, progress, journal = self._config, self._progress, state.journal
+        finished = state.controller.finished
+        journal.events.append(
+            EventKind.STOPPED if finished else EventKind.PAUSED, step=progress.step, reason="the last phase was left" if finished else "asked to stop"
+        )
+        journal.status(state="finished" if finished else "stopped", phase=state.controller.phase.name, step=progress.step)
+        if not finished:
+            journal.say(f"stopped after step {progress.step}; the same command goes on from there")
+            return
+        counts = state.ledger.counts()
+        summary = {
+            "seed": config.run.seed,
+            "wall_s": progress.elapsed(),
+            "heldout": progress.heldout,
+            "heldout_by_phase": progress.heldout_by_phase,
+            "phases": progress.phases,
+            "tokens_per_s": progress.model_tokens / progress.rollout_s if progress.rollout_s else 0.0,
+            "groups": {"admitted": counts.admitted, "trained": counts.trained, "dropped": counts.dropped, "voided": counts.voided},
+            "max_age": max(state.ledger.ages, default=0),
+            "time_by_stage": progress.stage_seconds(self._watchdog.seconds),
+            "steps": progress.step,
+        }
+        write_json(config.run.folder / "summary.json", summary)
+        report = write_report(config.run.folder)
+        found = audit(config.run.folder)
+        journal.say(closing_table(summary))
+        for violation in found.violations:
+            journal.say(f"audit: {violation}")
+        journal.say(f"audit: {len(found.violations)} violations; report: {report}")

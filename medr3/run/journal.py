@@ -1,0 +1,124 @@
+"""What a run writes down: events as they happen, rows when groups end, metrics and status with every step."""
+
+from __future__ import annotations
+
+import os
+import socket
+import time
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+from ray import ObjectRef
+
+from actors.messages import GroupSummary
+from medr3.observe.tracker import Tracker
+from medr3.run.manifest import write_json
+from trajectories.events import EventKind, EventLog
+from trajectories.groups import Outcome
+from trajectories.ledger import Ledger
+from trajectories.publication import WeightAck
+from trajectories.schema import WeightVersion
+from trajectories.store import TrajectoryStore, with_ending
+
+
+@dataclass
+class FinishedGroup:
+    """A finished group as the driver holds it: `rows` travels on to the learner, `table` maps the same bytes for the store."""
+
+    summary: GroupSummary
+    source: str
+    rows: ObjectRef[pa.Table]
+    table: pa.Table
+
+
+@dataclass
+class Journal:
+    """The run folder's writer. Only the driver holds one."""
+
+    folder: Path
+    events: EventLog
+    tracker: Tracker
+    store: TrajectoryStore
+    _unstored: list[pa.Table] = field(default_factory=list)
+
+    def acks(self, acks: list[WeightAck]) -> None:
+        for ack in acks:
+            self.events.append(
+                EventKind.ACK, engine_id=ack.engine_id, version=str(ack.version), ok=ack.ok, checksum=ack.checksum,
+                canary_difference=ack.canary_difference, reason=ack.reason,
+            )  # fmt: skip
+
+    def endings(self, ledger: Ledger, finished: dict[str, FinishedGroup], learner: WeightVersion) -> None:
+        """Writes down every group that ended since the last call, and keeps its rows for the step's file."""
+        for ending in ledger.drain_endings():
+            group = finished.pop(ending.group_id, None)
+            if ending.outcome is Outcome.TRAINED:
+                assert group is not None, "a trained group has rows"
+                self.events.append(
+                    EventKind.TRAINED, group_id=ending.group_id, engine_id=group.summary.engine_id, step=ending.step,
+                    episodes=group.table.num_rows, age=ending.age,
+                )  # fmt: skip
+            else:
+                kind = EventKind.DROPPED if ending.outcome is Outcome.DROPPED else EventKind.VOIDED
+                self.events.append(kind, group_id=ending.group_id, reason=ending.reason)
+            if group is not None:
+                self._unstored.append(with_ending(group.table, ending.outcome.value, ending.reason, ending.step, learner))
+
+    def store_step(self, step: int, generation: int) -> None:
+        """One file per step, with all groups that ended since the last one."""
+        self.store.write(step, generation, self._unstored)
+        self._unstored = []
+
+    def store_rest(self, step: int, generation: int) -> None:
+        """At the end of a run: groups that ended after the last step, in a file of their own."""
+        if self._unstored:
+            self.store_step(step + 1, generation)
+
+    def say(self, line: str) -> None:
+        """A line for the person at the terminal."""
+        print(line, flush=True)
+
+    def status(self, **fields: Any) -> None:
+        """What `medr3 status` shows."""
+        known = {"pid": os.getpid(), "host": socket.gethostname(), "time": time.time(), "run": self.folder.name}
+        write_json(self.folder / "status.json", known | fields)
+
+
+def group_metrics(groups: list[FinishedGroup], phase: str) -> dict[str, float]:
+    """The step's rollout and reward metrics, by component, and by phase, source and component."""
+    episodes = sum(len(group.summary.rewards) for group in groups)
+    rewards = [reward for group in groups for reward in group.summary.rewards]
+    spreads = [_deviation(group.summary.rewards) for group in groups]
+    metrics = {
+        "reward/mean": sum(rewards) / episodes,
+        "reward/std": sum(spreads) / len(groups),
+        "reward/correct": sum(sum(group.summary.correct) for group in groups) / episodes,
+        "rollout/response_tokens": sum(group.summary.model_tokens for group in groups) / episodes,
+        "rollout/document_tokens": sum(group.summary.document_tokens for group in groups) / episodes,
+        "rollout/searches": sum(group.summary.searches for group in groups) / episodes,
+        "rollout/generate_s": sum(group.summary.generate_s for group in groups) / episodes,
+        "rollout/search_s": sum(group.summary.search_s for group in groups) / episodes,
+    }
+    sums: dict[str, list[float]] = {}
+    for group in groups:
+        for name, value in group.summary.components.items():
+            sums.setdefault(f"reward/{name}", []).append(value)
+            sums.setdefault(f"reward/{phase}/{group.source}/{name}", []).append(value)
+        sums.setdefault(f"reward/{phase}/{group.source}/mean", []).append(sum(group.summary.rewards) / len(group.summary.rewards))
+    metrics |= {name: sum(values) / len(values) for name, values in sums.items()}
+    finishes = Counter[str]()
+    levels = Counter[int]()
+    for group in groups:
+        finishes.update(group.summary.finishes)
+        levels.update(group.summary.evidence_levels)
+    metrics |= {f"finish/{name}": count / episodes for name, count in sorted(finishes.items())}
+    cited = sum(levels.values())
+    return metrics | {f"evidence/{level}": count / cited for level, count in sorted(levels.items())}
+
+
+def _deviation(values: list[float]) -> float:
+    mean = sum(values) / len(values)
+    return float((sum((value - mean) ** 2 for value in values) / len(values)) ** 0.5)

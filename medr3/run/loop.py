@@ -1,0 +1,140 @@
+"""The run loop: roll out, learn, decide the phase.
+
+::
+
+      feed ──admit──▶ WAITING ──one task per group──▶ engine ──▶ FINISHED
+        ▲ capacity()                                                │ take(): a full batch, none too old
+        │                                                           ▼
+      retire ◀── checkpoint? ◀── probe? decide ◀── every engine acks v+1 ◀── publish ◀── learner.step
+
+| task  | consumes          | waits for                 | is unblocked by                            |
+|-------|-------------------|---------------------------|--------------------------------------------|
+| feed  | questions         | a free slot of the ledger | `retire`, a group that was given up        |
+| group | one slot          | an engine that is HEALTHY | acks, other groups ending                  |
+| main  | finished groups   | a full batch              | group tasks                                |
+| watch | nothing           | the clock                 | nobody: it ends the run when main stalls   |
+
+All tasks live in one event loop of the driver, so the ledger needs no lock: between two awaits nobody else runs. With
+max_staleness 0 the feed finds no slot until `retire`, which makes the run synchronous; the code is the same.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+
+from curriculum.controller import DecisionKind
+from medr3.run.deciding import Deciding
+from medr3.run.feed import Feed
+from medr3.run.journal import group_metrics
+from medr3.run.manifest import CHECKPOINTS, Manifest, prune_checkpoints, write_manifest
+from medr3.run.state import RunState
+from trajectories.events import EventKind
+from trajectories.publication import Publication
+from trajectories.schema import WeightVersion
+
+
+class TrainingLoop:
+    """One run from its first step, or its last checkpoint, to the end of the last phase or to a stop."""
+
+    def __init__(self, state: RunState) -> None:
+        self._state = state
+        self._deciding = Deciding(state)
+        self._checkpointed = -1
+
+    async def run(self) -> None:
+        """Raises whatever went wrong in any task."""
+        state = self._state
+        async with asyncio.TaskGroup() as tasks:
+            watch = tasks.create_task(state.watchdog.watch())
+            await self._deciding.enter()
+            feed = tasks.create_task(Feed(state).run())
+            while not state.controller.finished and not state.stop.is_set():
+                await self._step()
+            feed.cancel()
+            watch.cancel()
+        if state.controller.finished:
+            # A run that ended owes every admitted group an outcome; one that was stopped resumes them from its manifest.
+            state.ledger.drop(state.ledger.open_ids(), "run ended")
+            state.journal.endings(state.ledger, state.finished, state.version)
+            state.journal.store_rest(state.progress.step, state.version.generation)
+
+    async def _step(self) -> None:
+        """One learner step: take, learn, publish, write down, decide; admission opens again at the very end."""
+        state, started = self._state, time.monotonic()
+        with state.watchdog.stage("rollout"):
+            batch = await self._next_batch()
+        waited = time.monotonic() - started
+        phase, trained_at, step = state.controller.phase, state.version, state.progress.step + 1
+        groups = [state.finished[group_id] for group_id in batch]
+        with state.watchdog.stage("learn"):
+            result = await state.learner.step(
+                [group.rows for group in groups], step, WeightVersion(trained_at.generation, trained_at.number + 1),
+                phase.learning_rate, phase.temperature,
+            )  # fmt: skip
+        learned = time.monotonic() - started - waited
+        with state.watchdog.stage("sync"):
+            await self._publish(result.publication, step)
+        state.ledger.trained(batch, step)
+        state.progress.step = step
+        state.journal.endings(state.ledger, state.finished, trained_at)
+        state.journal.store_step(step, trained_at.generation)
+        metrics = group_metrics(groups, phase.name) | {f"learner/{name}": value for name, value in result.metrics.items()}
+        seconds = time.monotonic() - started
+        tokens = sum(group.summary.model_tokens for group in groups)
+        metrics |= {
+            "rollout/tokens_per_s": tokens / seconds, "rollout/episodes_per_s": sum(len(g.summary.rewards) for g in groups) / seconds,
+            "time/rollout": waited, "time/learn": learned, "time/sync": seconds - waited - learned,
+            "learner/learning_rate": phase.learning_rate, "curriculum/phase_index": float(state.controller.phase_index),
+        }  # fmt: skip
+        state.progress.model_tokens += tokens
+        state.progress.rollout_s += seconds
+        state.controller.observe(step, metrics["reward/mean"])
+        decision = await self._deciding.decide()
+        if decision is not None:
+            metrics["heldout/accuracy"] = decision.evidence["score"]
+        state.journal.tracker.log(step, phase.name, metrics)
+        left = decision is not None and decision.kind is not DecisionKind.STAY
+        if left or step % state.config.run.checkpoint_every == 0 or state.stop.is_set():
+            with state.watchdog.stage("checkpoint"):
+                await self._checkpoint()
+        state.journal.status(
+            state="training", phase=phase.name, step=step, reward=metrics["reward/mean"], tokens_per_s=metrics["rollout/tokens_per_s"],
+            version=str(state.version), engines=state.pool.states(), last_checkpoint=self._checkpointed,
+        )  # fmt: skip
+        state.ledger.retire(step)
+        state.slot_free.set()
+
+    async def _next_batch(self) -> list[str]:
+        state = self._state
+        while (batch := state.ledger.take(state.version)) is None:
+            state.journal.endings(state.ledger, state.finished, state.version)  # what `take` dropped as stale
+            state.slot_free.set()
+            state.arrived.clear()
+            await state.arrived.wait()
+        return batch
+
+    async def _publish(self, publication: Publication, step: int) -> None:
+        state = self._state
+        state.journal.events.append(
+            EventKind.PUBLISHED, version=str(publication.version), step=step, checksum=publication.checksum
+        )
+        await state.pool.update(publication)  # each ack is written down as it comes
+        state.version = publication.version
+
+    async def _checkpoint(self) -> None:
+        """Tensors first, the manifest last: whatever happens in between, the old manifest still holds."""
+        state = self._state
+        name = f"{CHECKPOINTS}/step-{state.progress.step:06d}-generation-{state.version.generation}"
+        await state.learner.checkpoint(state.config.run.folder / name)
+        state.journal.events.append(EventKind.CHECKPOINT, step=state.progress.step, folder=name)
+        state.journal.events.sync()
+        manifest = Manifest(
+            run_id=state.config.run.name, step=state.progress.step, generation=state.version.generation, checkpoint=name,
+            config_hash=state.config.hash(), index_hash=state.index_hash, tracker_id=state.journal.tracker.id,
+            events=state.journal.events.position, ledger=state.ledger.snapshot(), sampler=state.sampler.snapshot(),
+            controller=state.controller.snapshot(), progress=state.progress.snapshot(state.watchdog.seconds),
+        )  # fmt: skip
+        write_manifest(state.config.run.folder, manifest)
+        prune_checkpoints(state.config.run.folder, state.config.run.keep_checkpoints, name)
+        self._checkpointed = state.progress.step

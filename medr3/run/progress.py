@@ -1,0 +1,82 @@
+"""How far a run has come: all that the summary tells and that is no other object's state. Part of the manifest."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from curriculum.controller import Decision
+from medr3.evaluation.heldout import Score
+
+
+@dataclass
+class Progress:
+    """Sums over the surviving lineage; a resume goes on with them, so a summary speaks of the whole run.
+
+    Example:
+        >>> progress = Progress()
+        >>> progress.new_group_id(), progress.new_group_id()
+        ('g0000001', 'g0000002')
+    """
+
+    step: int = 0
+    groups: int = 0  # admitted so far; names the next one
+    entered_at_step: int = 0
+    model_tokens: int = 0
+    rollout_s: float = 0.0  # wall time of the steps, probes and reports excluded
+    wall_s: float = 0.0  # of earlier processes of this run
+    seconds: dict[str, float] = field(default_factory=dict)  # by stage, of earlier processes
+    heldout_by_phase: dict[str, dict[str, dict[str, Any]]] = field(default_factory=dict)
+    phases: list[dict[str, Any]] = field(default_factory=list)
+    best: float = 0.0  # mean training reward of the last step
+    _started: float = field(default_factory=time.monotonic)
+
+    def new_group_id(self) -> str:
+        """Group ids count up; after a resume the numbers behind the manifest are given out again, as their groups were rolled back."""
+        self.groups += 1
+        return f"g{self.groups:07d}"
+
+    def reported(self, stage: str, phase: str, score: Score, without: Score | None) -> None:
+        """A stage's held-out score in one phase's setting."""
+        cell = {
+            "accuracy": score.accuracy, "n": score.n, "by_kind": score.by_kind, "strong_evidence": score.strong_evidence,
+            "searches": score.searches, "finishes": score.finishes,
+            "without_retrieval": None if without is None else without.accuracy,
+        }  # fmt: skip
+        self.heldout_by_phase.setdefault(stage, {})[phase] = cell
+
+    def phase_left(self, decision: Decision) -> None:
+        self.phases.append(
+            {
+                "name": decision.phase, "steps": self.step - self.entered_at_step, "left_by": decision.left_by,
+                "evidence": {"reason": decision.reason, **decision.evidence},
+            }
+        )  # fmt: skip
+        self.entered_at_step = self.step
+
+    @property
+    def heldout(self) -> dict[str, float]:
+        """Accuracy over the whole held-out mixture after each stage."""
+        return {
+            stage: sum(cell["accuracy"] * cell["n"] for cell in cells.values()) / sum(cell["n"] for cell in cells.values())
+            for stage, cells in self.heldout_by_phase.items()
+        }
+
+    def elapsed(self) -> float:
+        """Wall time of the run, its earlier processes included."""
+        return self.wall_s + time.monotonic() - self._started
+
+    def stage_seconds(self, now: dict[str, float]) -> dict[str, float]:
+        """Seconds by stage, earlier processes included."""
+        return {name: self.seconds.get(name, 0.0) + now.get(name, 0.0) for name in {**self.seconds, **now}}
+
+    def snapshot(self, seconds: dict[str, float]) -> dict[str, Any]:
+        """JSON for the manifest."""
+        known = asdict(self) | {"wall_s": self.elapsed(), "seconds": self.stage_seconds(seconds)}
+        del known["_started"]
+        return known
+
+    @classmethod
+    def restored(cls, snapshot: dict[str, Any]) -> Progress:
+        return cls(**snapshot)

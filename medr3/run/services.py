@@ -1,0 +1,178 @@
+"""What a run stands on: the index, the cold-started model, and the three services, started together and ended together."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import os
+import random
+from collections.abc import Callable, Generator
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import ray
+
+from actors.pool import RolloutPool
+from learner.client import LearnerClient
+from medr3.config import RunConfig
+from medr3.errors import UserError
+from retrieval_service.app import deploy, undeploy
+from retrieval_service.config import RetrievalConfig
+from retrieval_service.index import HybridIndex, IndexRefused
+from retrieval_service.types import SearchQuery
+from tasks.cold_start import ColdStartStalled, cold_start, encode
+from tasks.config import ColdStartConfig
+from tasks.questions import Document
+from tasks.teacher import demonstrate
+from tasks.tokenizer import load_tokenizer
+from tasks.world import Universe
+from trajectories.publication import WeightAck
+from trajectories.schema import WeightVersion
+
+SERVE_GRACE_S = 10
+# Usage reports would leave the machine; direct ingress opens ports that nothing here calls.
+QUIET_ENVIRONMENT = {
+    "RAY_USAGE_STATS_ENABLED": "0", "VLLM_NO_USAGE_STATS": "1", "RAY_SERVE_ENABLE_DIRECT_INGRESS": "0", "TOKENIZERS_PARALLELISM": "false",
+}  # fmt: skip
+
+
+def connect_ray(config: RunConfig) -> None:
+    """Joins the cluster of the surrounding job or of the configuration; without one, starts a Ray of this machine."""
+    for name, value in QUIET_ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    # Ray runs its workers at a low priority, so that on a shared machine any other program starves engines and learner.
+    os.environ.setdefault("RAY_worker_niceness", "0")
+    for name in ("ray", "ray.serve", "ray.train"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    address = config.run.ray_address or os.environ.get("RAY_ADDRESS")
+    if address:
+        ray.init(address=address, log_to_driver=False, logging_level="ERROR", runtime_env={"env_vars": QUIET_ENVIRONMENT})
+    else:
+        ray.init(num_cpus=config.run.ray_cpus, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+
+
+def prepare_index(config: RunConfig, universe: Universe) -> Path:
+    """The index that the configuration names, or one of the run's own world, built once."""
+    if config.retrieval.index:
+        folder = Path(config.retrieval.index)
+        if not folder.is_dir():
+            raise UserError(f"retrieval.index: {folder} does not exist: build it, or leave retrieval.index empty")
+    else:
+        folder = config.run.folder / "index"
+        if not folder.is_dir():
+            HybridIndex.build(universe.documents(), folder, config.retrieval)
+    try:
+        HybridIndex.load(folder, config.retrieval)
+    except IndexRefused as error:
+        raise UserError(str(error)) from None
+    return folder
+
+
+def _teach(
+    universe: Universe, config: ColdStartConfig, index_folder: str, retrieval: RetrievalConfig, top_k: int, seed: int, folder: str
+) -> Generator[str, None, None]:
+    """Runs in a process of its own: yields progress lines, leaves the model in `folder`."""
+    import torch
+
+    torch.set_num_threads(max(1, (os.cpu_count() or 1)))
+    index = HybridIndex.load(Path(index_folder), retrieval)
+    remembered: dict[tuple[str, str], list[Document]] = {}
+
+    def search(collection: str, query: str) -> list[Document]:
+        """The teacher sees what the retrieval service would answer."""
+        if (collection, query) not in remembered:
+            result = index.search([SearchQuery(query=query, k=top_k, collection=collection, mode=retrieval.mode)])[0]
+            remembered[collection, query] = [
+                Document(id=hit.id, text=hit.text, evidence_level=hit.evidence_level or None) for hit in result.hits
+            ]
+        return remembered[collection, query]
+
+    yield from cold_start(universe, config, search, seed, Path(folder))
+
+
+async def prepare_model(config: RunConfig, universe: Universe, index_folder: Path, say: Callable[[str], None]) -> Path:
+    """The cold-started model of this run, made once."""
+    folder = config.run.folder / "cold_start"
+    if (folder / "cold_start.json").exists():
+        say(f"cold start: taken from {folder}")
+        return folder
+    top_k = max(phase.top_k for phase in config.curriculum.phases)
+    task = ray.remote(_teach).options(num_returns="streaming", num_cpus=1, max_retries=0)
+    lines: Any = task.remote(
+        universe, config.cold_start, str(index_folder), config.retrieval, top_k, config.run.seed, str(folder.resolve())
+    )
+    try:
+        async for line in lines:
+            say(await line)
+    except ray.exceptions.RayTaskError as error:
+        if isinstance(error.cause, ColdStartStalled):
+            raise UserError(str(error.cause)) from None
+        raise
+    return folder
+
+
+@dataclass
+class Services:
+    """Retrieval, engines and learner of one run."""
+
+    pool: RolloutPool
+    learner: LearnerClient
+    app_name: str
+
+    @classmethod
+    async def start(
+        cls,
+        config: RunConfig,
+        universe: Universe,
+        index_folder: Path,
+        model: Path,
+        version: WeightVersion,
+        checkpoint: Path | None,
+        on_ack: Callable[[WeightAck], None],
+        on_published: Callable[[Any], None],
+    ) -> Services:
+        """Starts all three; engines are proved to hold the learner's weights before this returns."""
+        app_name = f"medr3-{config.run.name}-retrieval"
+        handle = await asyncio.to_thread(deploy, index_folder, config.retrieval, app_name)
+        learner = LearnerClient(config.learner, config.run.name, canary_tokens(universe, model))
+        pool = RolloutPool(config.rollout, handle, config.retrieval, on_ack=on_ack)
+        services = cls(pool, learner, app_name)
+        try:
+            publication = await learner.start(model, version, checkpoint, config.run.folder / "ray_train")
+            on_published(publication)
+            await pool.start(str(model.resolve()), publication)
+        except BaseException:
+            await services.stop()
+            raise
+        return services
+
+    async def stop(self) -> None:
+        """Ends all three; what is gone already is no error."""
+        with suppress(Exception):
+            await self.pool.stop()
+        with suppress(Exception):
+            await self.learner.stop()
+        with suppress(Exception):
+            await asyncio.wait_for(asyncio.to_thread(undeploy, self.app_name), SERVE_GRACE_S)
+
+
+def canary_tokens(universe: Universe, model: Path) -> list[int]:
+    """A teacher episode on a gate question: text that the policy knows well, so that any wrong weight shows."""
+    world = universe.held_out["gate"]
+    facts = {(fact.relation, fact.subject): list(fact.documents) for fact in world.facts.values()}
+
+    def search(collection: str, query: str) -> list[Document]:
+        relation, subject = query.split()
+        return facts[relation, subject]
+
+    demonstration = demonstrate(world, world.question("world/joint", 0), random.Random(0), search)
+    ids, _ = encode(demonstration, load_tokenizer(model))
+    return ids
+
+
+def index_hash(folder: Path) -> str:
+    """The hash that every hit of this index carries."""
+    return str(json.loads((folder / "manifest.json").read_text())["index_hash"])

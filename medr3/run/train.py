@@ -1,0 +1,114 @@
+"""From a configuration to a finished run: prepare, start, loop, sum up; and end clean wherever it is interrupted."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import shutil
+import signal
+import sys
+from pathlib import Path
+from typing import Any
+
+from medr3.config import RunConfig
+from medr3.errors import UserError
+from medr3.ops.preflight import preflight
+from medr3.run.manifest import Manifest, read_manifest, write_json
+
+RESUMABLE_EXIT = 3  # the run failed, and the same command goes on from its last checkpoint
+INTERRUPTED_EXIT = 130  # as shells report Ctrl-C
+
+OWNED = ("manifest.json", "events.jsonl", "metrics.jsonl", "status.json", "summary.json", "report.html", "trajectories", "checkpoints", "wandb", "ray_train")
+
+
+def train(config: RunConfig, resume: str) -> int:
+    """Runs to the end and returns the exit code: 0 done or stopped on request, 3 failed but resumable, 130 interrupted."""
+    folder = config.run.folder = config.run.folder.resolve()
+    preflight(folder, http_port=config.retrieval.http_port)
+    manifest = _open_folder(folder, config, resume)
+    try:
+        return asyncio.run(_train(config, manifest))
+    except (KeyboardInterrupt, asyncio.CancelledError):
+        print(f"medr3: interrupted; the same command goes on from {_last(folder)}", file=sys.stderr)
+        return INTERRUPTED_EXIT
+    except UserError:
+        raise
+    except BaseException as error:
+        reason = _reason(error)
+        print(f"medr3: the run failed: {reason}; the same command goes on from {_last(folder)}", file=sys.stderr)
+        _append_failure(folder, reason)
+        return RESUMABLE_EXIT
+
+
+def _open_folder(folder: Path, config: RunConfig, resume: str) -> Manifest | None:
+    """The manifest to resume from, or None with a folder that holds nothing of an earlier course."""
+    manifest = read_manifest(folder, config.hash()) if resume == "auto" else None
+    if manifest is None:
+        for name in OWNED:  # the index and the cold start depend on the configuration alone and are kept if it is the same
+            path = folder / name
+            shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+        _keep_if_same(folder, config)
+    write_json(folder / "config.json", config.model_dump(mode="json"))
+    return manifest
+
+
+def _keep_if_same(folder: Path, config: RunConfig) -> None:
+    parts = {"index": {"world", "retrieval"}, "cold_start": {"world", "retrieval", "cold_start"}}
+    try:
+        before = RunConfig.model_validate(json.loads((folder / "config.json").read_text()))
+    except (OSError, ValueError):
+        before = None
+    for name, settings in parts.items():
+        same = before is not None and before.run.seed == config.run.seed and before.model_dump(include=settings) == config.model_dump(include=settings)
+        if not same:
+            shutil.rmtree(folder / name, ignore_errors=True)
+
+
+async def _train(config: RunConfig, manifest: Manifest | None) -> int:
+    import ray
+
+    from medr3.run.course import Course
+
+    stop, task = asyncio.Event(), asyncio.current_task()
+    assert task is not None
+    loop = asyncio.get_running_loop()
+
+    def asked_to_stop() -> None:
+        """The first signal ends the run after its step, with a checkpoint; the second, or one before the first step, at once."""
+        if stop.is_set() or not course.training:
+            task.cancel()
+        else:
+            print("medr3: ending after this step; once more to end at once", file=sys.stderr)
+            stop.set()
+
+    def listen() -> None:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.add_signal_handler(number, asked_to_stop)
+
+    course = Course(config, manifest, stop, on_ray_started=listen)  # starting Ray puts its own handlers in place
+    listen()
+    try:
+        return await course.run()
+    finally:
+        await asyncio.to_thread(ray.shutdown)
+
+
+def _reason(error: BaseException) -> str:
+    """The first real cause in a group of errors, in one line."""
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    text = " ".join(str(error).split())
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__
+
+
+def _last(folder: Path) -> str:
+    manifest: dict[str, Any] = json.loads((folder / "manifest.json").read_text()) if (folder / "manifest.json").exists() else {}
+    return f"step {manifest['step']}" if manifest else "the start"
+
+
+def _append_failure(folder: Path, reason: str) -> None:
+    from trajectories.events import EventKind, EventLog
+
+    if (folder / "events.jsonl").exists():
+        with EventLog(folder / "events.jsonl") as events:
+            events.append(EventKind.FAILED, reason=reason)

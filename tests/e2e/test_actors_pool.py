@@ -1,0 +1,99 @@
+"""The pool with real engines in real Ray actors: groups come back as valid rows, and an engine that is killed is replaced."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import psutil
+import pytest
+
+from actors.config import EngineConfig, EpisodeBudget, RolloutConfig
+from actors.failures import PoolDied
+from actors.messages import GroupRequest, GroupVoided
+from actors.pool import RolloutPool
+from retrieval_service.config import RetrievalConfig
+from rewards.config import RewardRecipe, RewardTerm
+from tasks.questions import Question
+from tests.e2e.actors_tiny_model import build_model, publish, save_model
+from trajectories.publication import Publication
+from trajectories.schema import EPISODE_SCHEMA, WeightVersion, check
+
+pytestmark = pytest.mark.e2e
+
+QUESTION = Question(id="q1", text="what dose lomab 7 kg ?", kind="number", gold="7", lower=7, upper=7)
+CONFIG = RolloutConfig(
+    engine=EngineConfig(cpu_threads=1, kv_cache_mib=64, max_model_len=256, max_num_seqs=32), group_size=4, max_engine_restarts=1
+)
+
+
+def group(name: str, n: int = 4, tokens: int = 32) -> GroupRequest:
+    budget = EpisodeBudget(retrieval=False, max_turn_tokens=tokens, max_response_tokens=tokens)
+    recipe = RewardRecipe(terms=[RewardTerm(name="correct")])
+    return GroupRequest("run", name, 0, "reasoning", QUESTION, n, 1.0, 7, budget, recipe)
+
+
+async def wait_for_state(pool: RolloutPool, state: str, seconds: float) -> dict[str, str]:
+    deadline = time.monotonic() + seconds
+    while state not in pool.states().values():
+        assert time.monotonic() < deadline, pool.states()
+        await asyncio.sleep(0.1)
+    return pool.states()
+
+
+def test_groups_updates_a_killed_engine_and_its_replacement(ray_session: None, tmp_path: Path) -> None:
+    model_dir = save_model(tmp_path / "model")
+    publications = [publish(build_model(number), tmp_path, number) for number in range(3)]
+
+    async def story() -> None:
+        pool = RolloutPool(CONFIG, None, RetrievalConfig())
+        await pool.start(model_dir, publications[0])
+        assert pool.states() == {"engine-0.0": "healthy"}
+
+        summary, table_ref = await pool.run_group(group("g0"))
+        table = await table_ref
+        assert table.schema.equals(EPISODE_SCHEMA) and table.num_rows == 4
+        assert all(check(row) == [] for row in table.to_pylist())
+        assert len(summary.rewards) == 4 and summary.oldest == summary.newest == WeightVersion(1, 0)
+        assert summary.model_tokens == sum(map(sum, table["loss_mask"].to_pylist())) > 0
+        assert sum(summary.finishes.values()) == 4 and set(summary.components) == {"correct"}
+
+        acks = await pool.update(publications[1])
+        assert [ack.ok for ack in acks] == [True]
+        assert (await pool.run_group(group("g1")))[0].oldest == WeightVersion(1, 1)
+
+        with pytest.raises(GroupVoided, match="prompt of"):
+            long_question = QUESTION.model_copy(update={"text": "what dose " * 200})
+            await pool.run_group(replace(group("long"), question=long_question))
+
+        actor_pid = (await pool._members[0].ping())["pid"]
+        engine_processes = psutil.Process(actor_pid).children(recursive=True)
+        assert engine_processes
+        waiting = [asyncio.create_task(pool.run_group(group(f"lost-{i}", n=32, tokens=200))) for i in range(8)]
+        await asyncio.sleep(0.1)
+        os.kill(actor_pid, signal.SIGKILL)
+        outcomes = await asyncio.gather(*waiting, return_exceptions=True)
+        assert all(isinstance(outcome, GroupVoided) and "engine lost" in str(outcome) for outcome in outcomes), outcomes
+        gone, alive = psutil.wait_procs(engine_processes, timeout=10)
+        assert not alive, "the engine's processes outlived their actor"
+
+        assert "healthy" not in pool.states().values()
+        blocked = asyncio.create_task(pool.run_group(group("after")))  # waits for the replacement
+        await pool.update(publications[2])  # and so does the update: the newest weights, and none else
+        assert await wait_for_state(pool, "healthy", 120) == {"engine-0.1": "healthy"}
+        summary, _ = await blocked
+        assert summary.oldest == WeightVersion(1, 2) and summary.engine_id == "engine-0.1"
+
+        bad = publications[2]
+        with pytest.raises(PoolDied, match=r"refused 1\.2"):
+            await pool.update(Publication(bad.version, bad.path, "0" * 32, bad.nbytes, bad.canary))
+        await pool.stop()
+        assert set(pool.states().values()) == {"dead"}
+        with pytest.raises(PoolDied):
+            await pool.run_group(group("too late"))
+
+    asyncio.run(story())

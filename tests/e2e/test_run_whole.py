@@ -1,0 +1,117 @@
+"""The whole system, end to end: a run that finishes, is killed and resumed, is interrupted. Every part is real."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from medr3.run.manifest import MANIFEST
+from tests.e2e import small_run
+from trajectories.audit import audit
+from trajectories.events import EventKind, read_events
+
+pytestmark = pytest.mark.e2e
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run through all three phases that was killed with SIGKILL in the middle and resumed, one version of staleness allowed."""
+    folder = tmp_path_factory.mktemp("runs") / "small"
+    process = small_run.start(folder, "rollout.max_staleness=1")
+    try:
+        small_run.wait_until(lambda: _checkpointed_step(folder) >= 5, process, folder, 300)
+        below = small_run.descendants(process.pid)
+        os.kill(process.pid, signal.SIGKILL)
+        process.wait()
+        assert below, "the run had no processes below its driver"
+        assert not small_run.survivors(below, 30), "the driver's death left processes behind"
+    finally:
+        small_run.end(process)
+    (folder / "killed.json").write_text((folder / MANIFEST).read_text())
+    process = small_run.start(folder, "rollout.max_staleness=1")
+    try:
+        assert process.wait(400) == 0, small_run.output(folder)[-3000:]
+    finally:
+        small_run.end(process)
+    return folder
+
+
+def _checkpointed_step(folder: Path) -> int:
+    path = folder / MANIFEST
+    return int(json.loads(path.read_text())["step"]) if path.exists() else 0
+
+
+def test_every_promise_is_kept_by_the_files_alone(finished: Path) -> None:
+    found = audit(finished)
+    assert found.violations == []
+    assert found.finished and not found.open
+    assert found.admitted == found.trained + found.dropped + found.voided
+    assert found.trained >= 8 * 6 and found.trained_tokens > 1000
+    assert found.max_age <= 1
+
+
+def test_it_went_on_in_the_phase_in_which_it_was_killed(finished: Path) -> None:
+    manifest = json.loads((finished / "killed.json").read_text())
+    events = read_events(finished / "events.jsonl").events
+    resumed = next(i for i, event in enumerate(events) if event.kind is EventKind.RESUMED)
+    assert events[resumed]["step"] == manifest["step"]
+    assert events[resumed]["generation"] == 2
+    first = next(event for event in events[resumed:] if event.kind is EventKind.ADMITTED)
+    assert first["phase"] == manifest["controller"]["phase"]
+    assert f"resumed at step {manifest['step']} in phase {manifest['controller']['phase']}" in small_run.output(finished)
+
+
+def test_every_step_was_written_once_and_engine_and_learner_agreed(finished: Path) -> None:
+    rows = [json.loads(line) for line in (finished / "metrics.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows] == list(range(1, len(rows) + 1))
+    compared = [row for row in rows if row["learner/mismatch_tokens"] > 0]
+    assert compared, "no step had a token of the learner's own version"
+    assert max(row["learner/mismatch_mean"] for row in compared) <= 1e-4
+
+
+def test_the_summary_tells_all(finished: Path) -> None:
+    summary = json.loads((finished / "summary.json").read_text())
+    assert set(summary["heldout"]) == {"cold_start", "reasoning", "retrieval", "joint"}
+    assert [phase["name"] for phase in summary["phases"]] == ["reasoning", "retrieval", "joint"]
+    assert all(phase["left_by"] in ("plateau", "max_steps") and phase["evidence"] for phase in summary["phases"])
+    assert summary["groups"]["admitted"] == sum(summary["groups"][end] for end in ("trained", "dropped", "voided"))
+    assert summary["max_age"] <= 1 and summary["tokens_per_s"] > 0 and summary["wall_s"] > 0
+    assert (finished / "report.html").stat().st_size > 10_000
+
+
+def test_weights_in_shared_memory_are_gone(finished: Path) -> None:
+    assert not list(Path("/dev/shm").glob("medr3-small*"))
+
+
+@pytest.mark.parametrize("during", ["cold start", "training"])
+def test_ctrl_c_ends_clean_and_resumable(tmp_path: Path, during: str) -> None:
+    folder = tmp_path / "interrupted"
+    process = small_run.start(folder)
+    try:
+        if during == "cold start":
+            small_run.wait_until(lambda: "cold start: drills" in small_run.output(folder), process, folder, 120)
+        else:
+            small_run.wait_until(lambda: _checkpointed_step(folder) >= 1, process, folder, 300)
+        below = small_run.descendants(process.pid)
+        os.kill(process.pid, signal.SIGINT)
+        assert process.wait(90) == (130 if during == "cold start" else 0)
+        assert not small_run.survivors(below, 20)
+    finally:
+        small_run.end(process)
+    assert "Traceback" not in small_run.output(folder)
+    assert "goes on from" in small_run.output(folder)
+    if during == "training":
+        assert audit(folder).violations == []
+
+
+def test_another_configuration_is_not_resumed(finished: Path) -> None:
+    other = subprocess.run(
+        small_run.command(finished, "run.seed=5"), cwd=small_run.REPOSITORY, capture_output=True, text=True, timeout=60, check=False
+    )
+    assert other.returncode == 2
+    assert "belongs to another configuration" in other.stderr and "Traceback" not in other.stderr
