@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from contextlib import suppress
 from typing import Any
 
@@ -25,9 +26,11 @@ _STOP_TIMEOUT_S = 5  # an engine that does not end by itself until then is kille
 class PoolMember:
     """Every call ends with its result, `TimeoutError`, or a `GroupVoided` (`EngineLost` and `EngineFenced` are kinds of it)."""
 
-    def __init__(self, slot: int, incarnation: int, config: RolloutConfig) -> None:
+    def __init__(self, slot: int, incarnation: int, failures: int, config: RolloutConfig) -> None:
         self.slot = slot
         self.incarnation = incarnation
+        self.failures = failures  # of its slot in a row, before this engine
+        self.created = time.monotonic()
         self.health = EngineHealth(f"engine-{slot}.{incarnation}")
         self.version: WeightVersion | None = None
         self.groups = 0

@@ -20,6 +20,7 @@ Plain Ray handles, not RLlib's FaultTolerantActorManager: that one calls a resta
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable, Coroutine
 from typing import Any
 
@@ -32,6 +33,9 @@ from actors.member import PoolMember
 from actors.messages import GroupRequest, GroupSummary, GroupVoided
 from retrieval_service.config import RetrievalConfig
 from trajectories.publication import Publication, WeightAck
+
+# An engine that lived this long died of something else than its predecessors: the slot may be restarted as often as a new one.
+_STEADY_S = 900
 
 
 class RolloutPool:
@@ -63,7 +67,7 @@ class RolloutPool:
         """Starts every engine in parallel and proves `publication` on each; returns when none of them is still joining."""
         self._model_dir, self._publication = model_dir, publication
         for slot in range(self._config.num_engines):
-            self._join(slot, incarnation=0)
+            self._join(slot)
         await asyncio.gather(*self._joining.values())
         if not self._healthy():
             raise self._died()
@@ -108,7 +112,7 @@ class RolloutPool:
         """Adds engines (they join in the background) or drains the last ones: they finish their groups, then end."""
         for slot in range(num_engines):
             if slot not in self._members:
-                self._join(slot, incarnation=0)
+                self._join(slot)
         for slot in [slot for slot in self._members if slot >= num_engines]:
             self._spawn(self._drain(self._members[slot]))
         await self._notify()
@@ -160,14 +164,14 @@ class RolloutPool:
 
     # --- joining, and weights
 
-    def _join(self, slot: int, incarnation: int) -> None:
-        task = asyncio.create_task(self._join_until_healthy(slot, incarnation))
+    def _join(self, slot: int, incarnation: int = 0, failures: int = 0) -> None:
+        task = asyncio.create_task(self._join_until_healthy(slot, incarnation, failures))
         self._joining[slot] = task
         task.add_done_callback(lambda ended: self._joining.pop(slot, None) if self._joining.get(slot) is ended else None)
 
-    async def _join_until_healthy(self, slot: int, incarnation: int) -> None:
-        for number in range(incarnation, self._config.max_engine_restarts + 1):
-            member = self._members[slot] = PoolMember(slot, number, self._config)
+    async def _join_until_healthy(self, slot: int, incarnation: int, failures: int) -> None:
+        for failed in range(failures, self._config.max_engine_restarts + 1):
+            member = self._members[slot] = PoolMember(slot, incarnation + failed - failures, failed, self._config)
             try:
                 await member.start(self._model_dir, *self._retrieval)
                 if member.health.state is EngineState.JOINING:  # it may have been drained meanwhile
@@ -248,7 +252,8 @@ class RolloutPool:
         draining = member.health.state is EngineState.DRAINING
         self._bury(member, reason)
         if not draining and not self._stopping:
-            self._join(member.slot, member.incarnation + 1)
+            steady = time.monotonic() - member.created > _STEADY_S
+            self._join(member.slot, member.incarnation + 1, 0 if steady else member.failures + 1)
 
     def _bury(self, member: PoolMember, reason: str) -> None:
         if member.health.alive:

@@ -101,20 +101,12 @@ def stop(target: RunOrJob = None, address: Address = None) -> None:
 @app.command()
 def report(run: Run = None) -> None:
     """Write the run's report.html."""
+    from medr3.ops.local import find_run
+
+    run_folder = find_run(run)
     from medr3.observe.report import write_report
-    from medr3.ops.local import find_run
 
-    print(write_report(find_run(run)))
-
-
-@app.command(name="eval")
-def evaluate(run: Run = None) -> None:
-    """Measure a run's held-out accuracy."""
-    from medr3.evaluation.run import evaluate_run
-    from medr3.observe.summary import closing_table
-    from medr3.ops.local import find_run
-
-    print(closing_table(evaluate_run(find_run(run))))
+    print(write_report(run_folder))
 
 
 @app.command()

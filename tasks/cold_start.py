@@ -27,7 +27,9 @@ if TYPE_CHECKING:
 
 PROBE_EVERY = 50  # steps between two probes of the gates
 PROBE_SIZE = 128
-STALLED_PROBES = 8  # without a gain: one start in three settles on matching evidence levels instead of entities, and stays there
+STALLED_PROBES = (
+    8  # without a gain: one start in three settles on matching evidence levels instead of entities, and stays there
+)
 GAIN = 0.01
 DECAY_SHARE = 0.25  # the learning rate falls to zero over the last quarter
 DEMONSTRATION_OFFSET = 1_000_000  # question indices of the teacher: far from those that reinforcement learning asks
@@ -116,14 +118,19 @@ class _Probe:
 class _Curriculum:
     """The endless stream of training rows of one attempt: drills first, then demonstrations with a share of drills."""
 
-    def __init__(self, universe: Universe, config: ColdStartConfig, tokenizer: PreTrainedTokenizerFast, search: SearchFunction, seed: str) -> None:
+    def __init__(
+        self, universe: Universe, config: ColdStartConfig, tokenizer: PreTrainedTokenizerFast, search: SearchFunction, seed: str
+    ) -> None:
         self._universe, self._config, self._tokenizer, self._search = universe, config, tokenizer, search
         self._rng = random.Random(seed)
         self._sources = list(SOURCES)
         self._encoded: dict[int, tuple[list[int], list[int]]] = {}
 
     def drills(self, count: int) -> list[tuple[list[int], list[int]]]:
-        return [self._certain(encode(drill(self._rng.choice(self._universe.training), self._rng), self._tokenizer)) for _ in range(count)]
+        return [
+            self._certain(encode(drill(self._rng.choice(self._universe.training), self._rng), self._tokenizer))
+            for _ in range(count)
+        ]
 
     def _certain(self, row: tuple[list[int], list[int]]) -> tuple[list[int], list[int]]:
         """Loss only where recall decides: which line comes next is chance, and its gradient would be noise."""
@@ -154,7 +161,9 @@ def held_out_probes(universe: Universe, tokenizer: PreTrainedTokenizerFast, sear
     world, rng = universe.held_out["gate"], random.Random("gate")
     drills = [drill(world, rng) for _ in range(PROBE_SIZE)]
     episodes = [
-        demonstrate(world, world.question(source, i), rng, search) for source in SOURCES for i in range(PROBE_SIZE // len(SOURCES))
+        demonstrate(world, world.question(source, i), rng, search)
+        for source in SOURCES
+        for i in range(PROBE_SIZE // len(SOURCES))
     ]
     return _Probe.build(drills, tokenizer), _Probe.build(episodes, tokenizer)
 
@@ -171,7 +180,10 @@ class _Optimizer:
         self._model = model
         self._parts = [
             (torch.optim.Muon(matrices, lr=config.muon_learning_rate, weight_decay=0.0), config.muon_learning_rate),
-            (torch.optim.AdamW(rest, lr=config.adamw_learning_rate, betas=(0.9, 0.95), weight_decay=0.0), config.adamw_learning_rate),
+            (
+                torch.optim.AdamW(rest, lr=config.adamw_learning_rate, betas=(0.9, 0.95), weight_decay=0.0),
+                config.adamw_learning_rate,
+            ),
         ]
 
     def step(self, scale: float) -> None:
@@ -231,7 +243,12 @@ def _attempt(
 
     while True:  # recall drills until every skill is there
         step += 1
-        loss = _train_step(model, optimizer, _collate(stream.drills(config.batch_size), tokenizer.pad_token_id), min(1.0, step / config.warmup_steps))
+        loss = _train_step(
+            model,
+            optimizer,
+            _collate(stream.drills(config.batch_size), tokenizer.pad_token_id),
+            min(1.0, step / config.warmup_steps),
+        )
         if step % PROBE_EVERY == 0:
             yield probe("drills", loss)
             if history[-1]["drills"] >= config.drill_gate:

@@ -35,7 +35,9 @@ class ColdStartConfig(BaseModel):
     warmup_steps: int = 50
     drill_gate: float = Field(default=0.95, ge=0, le=1, description="weakest skill on held-out drills")
     drills_kept_gate: float = Field(default=0.93, ge=0, le=1, description="weakest drill skill at the end of imitation")
-    imitation_gate: float = Field(default=0.95, ge=0, le=1, description="weakest skill on held-out demonstrations, twice in a row")
+    imitation_gate: float = Field(
+        default=0.95, ge=0, le=1, description="weakest skill on held-out demonstrations, twice in a row"
+    )
     imitation_steps: int = Field(default=400, ge=1, description="imitation takes at least so many steps")
     max_steps: int = Field(default=2_500, ge=100, description="a start that is not through its gates by then is restarted")
     attempts: int = Field(default=3, ge=1, description="restarts with another data order before the run gives up")

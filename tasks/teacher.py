@@ -10,7 +10,16 @@ import random
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from tasks.prompting import ANSWER_CLOSE, ANSWER_OPEN, DOCUMENT_CLOSE, DOCUMENT_OPEN, SEARCH_CLOSE, SEARCH_OPEN, THINK_CLOSE, THINK_OPEN
+from tasks.prompting import (
+    ANSWER_CLOSE,
+    ANSWER_OPEN,
+    DOCUMENT_CLOSE,
+    DOCUMENT_OPEN,
+    SEARCH_CLOSE,
+    SEARCH_OPEN,
+    THINK_CLOSE,
+    THINK_OPEN,
+)
 from tasks.prompting import question_prompt, render_documents
 from tasks.questions import AnswerKind, Document, Question
 from tasks.vocabulary import END, LETTERS, RELATIONS
@@ -60,7 +69,9 @@ def demonstrate(world: World, question: Question, rng: random.Random, search: Se
         if question.context and hop == len(relations) - 1 and rng.random() < CITES_STRANGER:
             about = [d for d in documents if d.text.startswith(f"{relation} ")]
         if not about:
-            raise LookupError(f"no document about {relation} {value} in {question.collection}: the index does not fit the world")
+            raise LookupError(
+                f"no document about {relation} {value} in {question.collection}: the index does not fit the world"
+            )
         cited = rng.choice(about)
         own = f"{own} {cited.text}".strip()
         value = cited.text.split()[-2]

@@ -17,7 +17,9 @@ if TYPE_CHECKING:
 
 FIRST_SYLLABLES = tuple(consonant + vowel for consonant in "bdklmnrt" for vowel in "aeiou")
 # The consonants differ from those of the first syllables, so that a name splits in one way only.
-SECOND_SYLLABLES = tuple(consonant + vowel + last for consonant, last in zip("vzspxhjw", "nlrxmtkb", strict=True) for vowel in "aeiou")
+SECOND_SYLLABLES = tuple(
+    consonant + vowel + last for consonant, last in zip("vzspxhjw", "nlrxmtkb", strict=True) for vowel in "aeiou"
+)
 
 RELATIONS = ("disease-cause", "gene-inhibitor", "drug-exclusion", "drug-dose")
 # From the strongest to the weakest; the evidence level of a publication type is its place here, counted from 1.

@@ -29,7 +29,11 @@ def weights_checksum(path: str | Path) -> str:
         ...     weights_checksum(f"{folder}/1") == weights_checksum(f"{folder}/2")
         True
     """
-    with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped, memoryview(mapped) as view:
+    with (
+        Path(path).open("rb") as file,
+        mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped,
+        memoryview(mapped) as view,
+    ):
         start = _LENGTH_BYTES + int.from_bytes(view[:_LENGTH_BYTES], "little")
         if start > len(view):
             raise ValueError(f"{path}: not a complete safetensors file: the header ends at byte {start} of {len(view)}")

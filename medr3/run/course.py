@@ -58,7 +58,14 @@ class Course:
             self._announce(journal, version)
             with watchdog.stage("start services"):
                 services = await Services.start(
-                    config, universe, folder, model, version, checkpoint, lambda ack: journal.acks([ack]), self._published(journal)
+                    config,
+                    universe,
+                    folder,
+                    model,
+                    version,
+                    checkpoint,
+                    lambda ack: journal.acks([ack]),
+                    self._published(journal),
                 )
             try:
                 state = self._state(services, universe, index_hash(folder), journal, version)
@@ -91,14 +98,19 @@ class Course:
                 max_staleness=config.rollout.max_staleness, config_hash=config.hash(),
             )  # fmt: skip
         else:
-            journal.events.append(EventKind.RESUMED, generation=version.generation, step=manifest.step, position=manifest.events)
+            journal.events.append(
+                EventKind.RESUMED, generation=version.generation, step=manifest.step, position=manifest.events
+            )
             journal.say(f"resumed at step {manifest.step} in phase {manifest.controller['phase']}")
 
     @staticmethod
     def _published(journal: Journal) -> Any:
         def announce(publication: Publication) -> None:
             journal.events.append(
-                EventKind.PUBLISHED, version=str(publication.version), step=publication.version.number, checksum=publication.checksum
+                EventKind.PUBLISHED,
+                version=str(publication.version),
+                step=publication.version.number,
+                checksum=publication.checksum,
             )
 
         return announce
@@ -123,7 +135,9 @@ class Course:
         config, progress, journal = self._config, self._progress, state.journal
         finished = state.controller.finished
         journal.events.append(
-            EventKind.STOPPED if finished else EventKind.PAUSED, step=progress.step, reason="the last phase was left" if finished else "asked to stop"
+            EventKind.STOPPED if finished else EventKind.PAUSED,
+            step=progress.step,
+            reason="the last phase was left" if finished else "asked to stop",
         )
         journal.status(state="finished" if finished else "stopped", phase=state.controller.phase.name, step=progress.step)
         if not finished:
@@ -137,7 +151,12 @@ class Course:
             "heldout_by_phase": progress.heldout_by_phase,
             "phases": progress.phases,
             "tokens_per_s": progress.model_tokens / progress.rollout_s if progress.rollout_s else 0.0,
-            "groups": {"admitted": counts.admitted, "trained": counts.trained, "dropped": counts.dropped, "voided": counts.voided},
+            "groups": {
+                "admitted": counts.admitted,
+                "trained": counts.trained,
+                "dropped": counts.dropped,
+                "voided": counts.voided,
+            },
             "max_age": max(state.ledger.ages, default=0),
             "time_by_stage": progress.stage_seconds(self._watchdog.seconds),
             "steps": progress.step,

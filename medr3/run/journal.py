@@ -107,7 +107,9 @@ def group_metrics(groups: list[FinishedGroup], phase: str) -> dict[str, float]:
         for name, value in group.summary.components.items():
             sums.setdefault(f"reward/{name}", []).append(value)
             sums.setdefault(f"reward/{phase}/{group.source}/{name}", []).append(value)
-        sums.setdefault(f"reward/{phase}/{group.source}/mean", []).append(sum(group.summary.rewards) / len(group.summary.rewards))
+        sums.setdefault(f"reward/{phase}/{group.source}/mean", []).append(
+            sum(group.summary.rewards) / len(group.summary.rewards)
+        )
     metrics |= {name: sum(values) / len(values) for name, values in sums.items()}
     finishes = Counter[str]()
     levels = Counter[int]()

@@ -59,7 +59,9 @@ def read_manifest(run_folder: Path, config_hash: str) -> Manifest | None:
     try:
         manifest = Manifest.model_validate_json(path.read_bytes())
     except ValidationError as error:
-        raise UserError(f"{path}: not a manifest of this version: {error.errors()[0]['msg']}; start anew with --resume never") from None
+        raise UserError(
+            f"{path}: not a manifest of this version: {error.errors()[0]['msg']}; start anew with --resume never"
+        ) from None
     if manifest.config_hash != config_hash:
         raise UserError(
             f"{path}: belongs to another configuration: give the run another run.folder, or start anew with --resume never"

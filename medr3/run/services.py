@@ -72,7 +72,13 @@ def prepare_index(config: RunConfig, universe: Universe) -> Path:
 
 
 def _teach(
-    universe: Universe, config: ColdStartConfig, index_folder: str, retrieval: RetrievalConfig, top_k: int, seed: int, folder: str
+    universe: Universe,
+    config: ColdStartConfig,
+    index_folder: str,
+    retrieval: RetrievalConfig,
+    top_k: int,
+    seed: int,
+    folder: str,
 ) -> Generator[str, None, None]:
     """Runs in a process of its own: yields progress lines, leaves the model in `folder`."""
     import torch

@@ -12,13 +12,25 @@ from typing import Any
 
 from medr3.config import RunConfig
 from medr3.errors import UserError
+from medr3.observe.summary import closing_table
 from medr3.ops.preflight import preflight
 from medr3.run.manifest import Manifest, read_manifest, write_json
 
 RESUMABLE_EXIT = 3  # the run failed, and the same command goes on from its last checkpoint
 INTERRUPTED_EXIT = 130  # as shells report Ctrl-C
 
-OWNED = ("manifest.json", "events.jsonl", "metrics.jsonl", "status.json", "summary.json", "report.html", "trajectories", "checkpoints", "wandb", "ray_train")
+OWNED = (
+    "manifest.json",
+    "events.jsonl",
+    "metrics.jsonl",
+    "status.json",
+    "summary.json",
+    "report.html",
+    "trajectories",
+    "checkpoints",
+    "wandb",
+    "ray_train",
+)
 
 
 def train(config: RunConfig, resume: str) -> int:
@@ -26,6 +38,10 @@ def train(config: RunConfig, resume: str) -> int:
     folder = config.run.folder = config.run.folder.resolve()
     preflight(folder, http_port=config.retrieval.http_port)
     manifest = _open_folder(folder, config, resume)
+    if manifest is not None and manifest.controller["finished"] and (folder / "summary.json").exists():
+        print(closing_table(json.loads((folder / "summary.json").read_text())))
+        print(f"this run has ended, its report is {folder / 'report.html'}; --resume never trains it anew")
+        return 0
     try:
         return asyncio.run(_train(config, manifest))
     except (KeyboardInterrupt, asyncio.CancelledError):
@@ -59,7 +75,11 @@ def _keep_if_same(folder: Path, config: RunConfig) -> None:
     except (OSError, ValueError):
         before = None
     for name, settings in parts.items():
-        same = before is not None and before.run.seed == config.run.seed and before.model_dump(include=settings) == config.model_dump(include=settings)
+        same = (
+            before is not None
+            and before.run.seed == config.run.seed
+            and before.model_dump(include=settings) == config.model_dump(include=settings)
+        )
         if not same:
             shutil.rmtree(folder / name, ignore_errors=True)
 

@@ -30,7 +30,12 @@ def start(folder: Path, *overrides: str, resume: str = "auto") -> subprocess.Pop
     """Starts a run in a process group of its own, with its output in a file beside the folder."""
     log = folder.with_suffix(".log").open("a")
     return subprocess.Popen(
-        command(folder, *overrides, resume=resume), cwd=REPOSITORY, stdout=log, stderr=subprocess.STDOUT, text=True, start_new_session=True
+        command(folder, *overrides, resume=resume),
+        cwd=REPOSITORY,
+        stdout=log,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
     )
 
 

@@ -56,18 +56,21 @@ def test_groups_updates_a_killed_engine_and_its_replacement(ray_session: None, t
 
         summary, table_ref = await pool.run_group(group("g0"))
         table = await table_ref
-        assert table.schema.equals(EPISODE_SCHEMA) and table.num_rows == 4
+        assert table.schema.equals(EPISODE_SCHEMA)
+        assert table.num_rows == 4
         assert all(check(row) == [] for row in table.to_pylist())
-        assert len(summary.rewards) == 4 and summary.oldest == summary.newest == WeightVersion(1, 0)
+        assert len(summary.rewards) == 4
+        assert summary.oldest == summary.newest == WeightVersion(1, 0)
         assert summary.model_tokens == sum(map(sum, table["loss_mask"].to_pylist())) > 0
-        assert sum(summary.finishes.values()) == 4 and set(summary.components) == {"correct"}
+        assert sum(summary.finishes.values()) == 4
+        assert set(summary.components) == {"correct"}
 
         acks = await pool.update(publications[1])
         assert [ack.ok for ack in acks] == [True]
         assert (await pool.run_group(group("g1")))[0].oldest == WeightVersion(1, 1)
 
+        long_question = QUESTION.model_copy(update={"text": "what dose " * 200})
         with pytest.raises(GroupVoided, match="prompt of"):
-            long_question = QUESTION.model_copy(update={"text": "what dose " * 200})
             await pool.run_group(replace(group("long"), question=long_question))
 
         actor_pid = (await pool._members[0].ping())["pid"]
@@ -78,7 +81,7 @@ def test_groups_updates_a_killed_engine_and_its_replacement(ray_session: None, t
         os.kill(actor_pid, signal.SIGKILL)
         outcomes = await asyncio.gather(*waiting, return_exceptions=True)
         assert all(isinstance(outcome, GroupVoided) and "engine lost" in str(outcome) for outcome in outcomes), outcomes
-        gone, alive = psutil.wait_procs(engine_processes, timeout=10)
+        _, alive = psutil.wait_procs(engine_processes, timeout=10)
         assert not alive, "the engine's processes outlived their actor"
 
         assert "healthy" not in pool.states().values()
@@ -86,7 +89,8 @@ def test_groups_updates_a_killed_engine_and_its_replacement(ray_session: None, t
         await pool.update(publications[2])  # and so does the update: the newest weights, and none else
         assert await wait_for_state(pool, "healthy", 120) == {"engine-0.1": "healthy"}
         summary, _ = await blocked
-        assert summary.oldest == WeightVersion(1, 2) and summary.engine_id == "engine-0.1"
+        assert summary.oldest == WeightVersion(1, 2)
+        assert summary.engine_id == "engine-0.1"
 
         bad = publications[2]
         with pytest.raises(PoolDied, match=r"refused 1\.2"):

@@ -111,7 +111,12 @@ def test_ctrl_c_ends_clean_and_resumable(tmp_path: Path, during: str) -> None:
 
 def test_another_configuration_is_not_resumed(finished: Path) -> None:
     other = subprocess.run(
-        small_run.command(finished, "run.seed=5"), cwd=small_run.REPOSITORY, capture_output=True, text=True, timeout=60, check=False
+        small_run.command(finished, "run.seed=5"),
+        cwd=small_run.REPOSITORY,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
     )
     assert other.returncode == 2
     assert "belongs to another configuration" in other.stderr and "Traceback" not in other.stderr

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict
+from itertools import chain
 
 import pytest
 from hypothesis import given, settings
@@ -68,17 +69,20 @@ def test_a_whole_episode_with_one_search() -> None:
     assert protocol.next() == Search("dose lomab")
     protocol.on_documents(found, record(0, "dose lomab"))
     again = protocol.next()
-    assert isinstance(again, Generate) and again.prompt_ids == PROMPT + first + found
+    assert isinstance(again, Generate)
+    assert again.prompt_ids == PROMPT + first + found
     second = ids("lomab 42 </think> <answer> 42 </answer>")
     feed(protocol, second)
     assert protocol.next() == Finish(FinishReason.ANSWER)
     episode = as_row(protocol)
-    assert episode.answer == "42" and episode.finish == "answer"
+    assert episode.answer == "42"
+    assert episode.finish == "answer"
     assert episode.token_ids == PROMPT + first + found + second
     assert [(s.source, s.turn) for s in episode.segments] == [("prompt", -1), ("model", 0), ("document", 0), ("model", 1)]
     assert sum(episode.loss_mask) == len(first) + len(second)
     assert episode.text.startswith("<think> <search> dose lomab </search> <document>")
-    assert check(asdict(episode)) == [] and to_table([episode]).num_rows == 1
+    assert check(asdict(episode)) == []
+    assert to_table([episode]).num_rows == 1
 
 
 @pytest.mark.parametrize(
@@ -124,7 +128,8 @@ def test_documents_without_room_end_the_episode_and_are_not_appended() -> None:
     protocol.on_documents(ids("<document> 42 </document>"), record(0, "dose"))
     assert protocol.next() == Finish(FinishReason.BUDGET)
     episode = as_row(protocol)
-    assert len(episode.token_ids) == len(PROMPT) + 4 and len(episode.searches) == 1
+    assert len(episode.token_ids) == len(PROMPT) + 4
+    assert len(episode.searches) == 1
 
 
 def test_a_broken_engine_is_told_so() -> None:
@@ -150,7 +155,9 @@ def test_a_token_that_runs_past_a_tag_is_kept_and_trained() -> None:
     protocol.on_documents([], record(0, "lomab"))
     feed(protocol, parts("</", "think", ">\n\n", "<", "answer", ">", "42", "</", "answer", ">"))
     episode = as_row(protocol)
-    assert episode.answer == "42" and episode.token_ids[: len(turn)] == turn and all(episode.loss_mask)
+    assert episode.answer == "42"
+    assert episode.token_ids[: len(turn)] == turn
+    assert all(episode.loss_mask)
     assert check(asdict(episode)) == []
 
 
@@ -174,7 +181,9 @@ budgets = st.builds(
 # Well-formed stretches among the noise, or hardly a stream would ever get past its first turn.
 phrases = ["<think>", "<search> dose </search>", "<search> lomab </search>", "</think> <answer> 42 </answer>", "dose"]
 noise = st.integers(0, len(WORDS) - 1).map(lambda token: [token])
-streams = st.lists(st.one_of(noise, st.sampled_from([ids(phrase) for phrase in phrases])), max_size=12).map(lambda xs: sum(xs, []))
+streams = st.lists(st.one_of(noise, st.sampled_from([ids(phrase) for phrase in phrases])), max_size=12).map(
+    lambda xs: sum(xs, [])
+)
 part_streams = st.lists(st.integers(0, len(PARTS) - 1), max_size=20)
 
 
@@ -202,7 +211,8 @@ def test_any_stream_ends_in_a_valid_row(data: st.DataObject, prompt: list[int], 
             written += output
             history += output
         else:
-            assert budget.retrieval and action.query.strip() == action.query != ""
+            assert budget.retrieval
+            assert action.query.strip() == action.query != ""
             found = data.draw(st.lists(st.integers(1, len(PARTS) - 1), max_size=8))
             protocol.on_documents(found, record(protocol.turn, action.query))
             if isinstance(following := protocol.next(), Generate):

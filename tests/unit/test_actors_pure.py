@@ -25,7 +25,8 @@ def test_an_engine_only_works_after_being_stale_and_death_is_final(wanted: list[
         try:
             health.move(state, "drawn")
         except ImpossibleTransition:
-            assert health.state is before and not health.may(state)
+            assert health.state is before
+            assert not health.may(state)
             continue
         if health.state is EngineState.HEALTHY and before is not EngineState.HEALTHY:
             assert before is EngineState.STALE  # nobody becomes healthy without a refit
@@ -45,7 +46,8 @@ def test_tags_that_are_single_tokens_are_read_by_id() -> None:
     assert isinstance(tag_reader(tokenizer), TagIds)
     turn = tokenizer.encode("<think> what dose <search> lomab 7 kg </search>", add_special_tokens=False)
     assert [piece.text for piece in tags.pieces(turn)] == ["<think>", "what dose", "<search>", "lomab 7 kg", "</search>"]
-    assert len(tags.stop_token_ids) == 5 and not tags.stop_strings
+    assert len(tags.stop_token_ids) == 5
+    assert not tags.stop_strings
 
 
 def test_a_vocabulary_without_the_tags_is_refused_or_read_as_strings() -> None:
@@ -73,7 +75,8 @@ def test_a_prompt_goes_through_the_chat_template() -> None:
 @given(st.integers(), st.integers(0, 99), st.integers(0, 9), st.integers(0, 99), st.integers(0, 9))
 def test_no_two_turns_share_a_seed(group: int, episode: int, turn: int, other: int, later: int) -> None:
     seed = turn_seed(group, episode, turn)
-    assert 0 <= seed < 2**48 and (seed == turn_seed(group, other, later)) == ((episode, turn) == (other, later))
+    assert 0 <= seed < 2**48
+    assert (seed == turn_seed(group, other, later)) == ((episode, turn) == (other, later))
 
 
 def test_the_protocol_needs_no_engine_and_no_cluster() -> None:
