@@ -88,6 +88,7 @@ class PolicyEngine:
             kv_cache_memory_bytes=self._config.kv_cache_mib << 20,
             enforce_eager=self._config.enforce_eager,
             tensor_parallel_size=self._config.tensor_parallel_size,
+            distributed_executor_backend=_executor(self._config),
             enable_prefix_caching=True,  # the episodes of a group share their prompt, every turn its predecessors
             scheduling_policy="priority",
             # vLLM 0.32 on a CPU dies when the prefill of a request with a seed is cut in two ("CPU Generator does not use
@@ -269,6 +270,17 @@ class PolicyEngine:
         if self._llm is None:
             raise EngineLost(f"engine {self.engine_id} is not running")
         return self._llm
+
+
+def _executor(config: EngineConfig) -> str | None:
+    """One process less on a CPU: vLLM's default keeps scheduler and worker apart, and both spin while they wait for the other.
+
+    Measured on two cores with a tiny model: a third of the processor time per token, a start of 28 s instead of 51 s, and
+    0.8 GB less memory. vLLM insists on two processes there only in order to bind threads, which `engine_environment` turns off.
+    """
+    if config.gpus or config.tensor_parallel_size > 1:
+        return None
+    return "vllm.v1.executor.uniproc_executor.UniProcExecutor"
 
 
 def _completion(output: RequestOutput, prompt_ids: Sequence[int], engine_id: str) -> Completion:

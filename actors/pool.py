@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any
 
 from ray import ObjectRef
@@ -59,15 +59,21 @@ class RolloutPool:
         self._updating = asyncio.Lock()
         self._model_dir = ""
         self._publication: Publication | None = None
+        self._published = asyncio.Event()
         self._stopping = False
         # Twice what an engine decodes at once: some episodes always wait for a search or for their reward.
         self._groups_per_engine = max(1, 2 * config.engine.max_num_seqs // config.group_size)
 
-    async def start(self, model_dir: str, publication: Publication) -> None:
-        """Starts every engine in parallel and proves `publication` on each; returns when none of them is still joining."""
-        self._model_dir, self._publication = model_dir, publication
+    async def start(self, model_dir: str, publication: Publication | Awaitable[Publication]) -> None:
+        """Starts every engine in parallel and proves `publication` on each; returns when none of them is still joining.
+
+        A publication that is still to come (the learner starts as well) is awaited while the engines start.
+        """
+        self._model_dir = model_dir
         for slot in range(self._config.num_engines):
             self._join(slot)
+        self._publication = publication if isinstance(publication, Publication) else await publication
+        self._published.set()
         await asyncio.gather(*self._joining.values())
         if not self._healthy():
             raise self._died()
@@ -174,6 +180,7 @@ class RolloutPool:
             member = self._members[slot] = PoolMember(slot, incarnation + failed - failures, failed, self._config)
             try:
                 await member.start(self._model_dir, *self._retrieval)
+                await self._published.wait()
                 if member.health.state is EngineState.JOINING:  # it may have been drained meanwhile
                     member.health.move(EngineState.STALE, "started")
                     await self._refit(member)

@@ -106,7 +106,7 @@ class LearnerClient:
         try:
             number = await self._exchange.put.remote(order)
             return cast(Reply, await self._exchange.reply.remote(number, timeout_s))
-        except RayError as error:  # the exchange is lost, or refuses because an earlier order was never answered
+        except RayError as error:  # the exchange is lost or refuses the order, and says why
             return Reply(failure=str(getattr(error, "cause", error)))
 
     def _fit(self, loop: asyncio.AbstractEventLoop, ended: asyncio.Future[str], model_dir: Path, storage: Path) -> None:

@@ -54,8 +54,10 @@ class Mailbox:
         self._changed = asyncio.Condition()
 
     async def put(self, order: Order) -> int:
-        """Accepts one order and returns its number; refused while another is open."""
+        """Accepts one order and returns its number; refused while another is open, and after a failure with its reason."""
         async with self._changed:
+            if self._failure:
+                raise RuntimeError(self._failure)
             if min(self._done) < self._number:
                 raise RuntimeError(f"order {self._number} ({type(self._order).__name__}) is still open: one order at a time")
             self._number, self._order = self._number + 1, order

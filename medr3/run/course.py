@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from typing import Any
 
 from curriculum.controller import Controller
 from medr3.config import RunConfig
@@ -104,7 +103,7 @@ class Course:
             journal.say(f"resumed at step {manifest.step} in phase {manifest.controller['phase']}")
 
     @staticmethod
-    def _published(journal: Journal) -> Any:
+    def _published(journal: Journal) -> Callable[[Publication], None]:
         def announce(publication: Publication) -> None:
             journal.events.append(
                 EventKind.PUBLISHED,

@@ -7,6 +7,7 @@ import json
 import logging
 import os
 import random
+import zlib
 from collections.abc import Callable, Generator
 from contextlib import suppress
 from dataclasses import dataclass
@@ -29,7 +30,7 @@ from tasks.questions import Document
 from tasks.teacher import demonstrate
 from tasks.tokenizer import load_tokenizer
 from tasks.world import Universe
-from trajectories.publication import WeightAck
+from trajectories.publication import Publication, WeightAck
 from trajectories.schema import WeightVersion
 
 SERVE_GRACE_S = 10
@@ -138,31 +139,43 @@ class Services:
         version: WeightVersion,
         checkpoint: Path | None,
         on_ack: Callable[[WeightAck], None],
-        on_published: Callable[[Any], None],
+        on_published: Callable[[Publication], None],
     ) -> Services:
         """Starts all three; engines are proved to hold the learner's weights before this returns."""
-        app_name = f"medr3-{config.run.name}-retrieval"
-        handle = await asyncio.to_thread(deploy, index_folder, config.retrieval, app_name)
-        learner = LearnerClient(config.learner, config.run.name, canary_tokens(universe, model))
-        pool = RolloutPool(config.rollout, handle, config.retrieval, on_ack=on_ack)
-        services = cls(pool, learner, app_name)
-        try:
+        # The folder tells apart runs of one name: they may share a machine's memory, or a cluster's applications.
+        unique = f"{config.run.name}-{zlib.crc32(str(config.run.folder).encode()):08x}"
+        app_name = f"medr3-{unique}-retrieval"
+        learner = LearnerClient(config.learner, unique, canary_tokens(universe, model))
+        pools: list[RolloutPool] = []
+
+        async def publish() -> Publication:
             publication = await learner.start(model, version, checkpoint, config.run.folder / "ray_train")
             on_published(publication)
-            await pool.start(str(model.resolve()), publication)
+            return publication
+
+        # Learner and retrieval start together; the engines follow as soon as there is a retrieval handle to give to them.
+        publishing = asyncio.create_task(publish())
+        try:
+            handle = await asyncio.to_thread(deploy, index_folder, config.retrieval, app_name)
+            pools.append(RolloutPool(config.rollout, handle, config.retrieval, on_ack=on_ack))
+            await pools[0].start(str(model.resolve()), publishing)
+            return cls(pools[0], learner, app_name)
         except BaseException:
-            await services.stop()
+            publishing.cancel()
+            await _stop(pools, learner, app_name)
             raise
-        return services
 
     async def stop(self) -> None:
         """Ends all three; what is gone already is no error."""
+        await _stop([self.pool], self.learner, self.app_name)
+
+
+async def _stop(pools: list[RolloutPool], learner: LearnerClient, app_name: str) -> None:
+    for end in (*(pool.stop for pool in pools), learner.stop):
         with suppress(Exception):
-            await self.pool.stop()
-        with suppress(Exception):
-            await self.learner.stop()
-        with suppress(Exception):
-            await asyncio.wait_for(asyncio.to_thread(undeploy, self.app_name), SERVE_GRACE_S)
+            await end()
+    with suppress(Exception):
+        await asyncio.wait_for(asyncio.to_thread(undeploy, app_name), SERVE_GRACE_S)
 
 
 def canary_tokens(universe: Universe, model: Path) -> list[int]:

@@ -85,6 +85,8 @@ def test_mailbox_gives_each_rank_each_order_once_and_answers_when_all_are_throug
         await mailbox.fail(1, "ValueError: first")
         await mailbox.fail(0, "ConnectionError: consequence")
         assert (await waiting).failure == "learner worker 1 of 2: ValueError: first"
+        with pytest.raises(RuntimeError, match="worker 1 of 2: ValueError: first"):
+            await mailbox.put(ResetOptimizer())
 
     asyncio.run(scenario())
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -145,10 +146,14 @@ def test_stop_never_signals_a_process_that_is_not_ours(tmp_path: Path) -> None:
 
 
 def test_stop_ends_the_run_it_names(tmp_path: Path) -> None:
-    driver = subprocess.Popen([sys.executable, "-c", "'medr3'; import time; time.sleep(30)"])
+    code = "'medr3'; import time; print(flush=True); time.sleep(60)"
+    driver = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE)
+    assert driver.stdout is not None
+    driver.stdout.readline()
     (tmp_path / "status.json").write_text(json.dumps({"pid": driver.pid, "host": socket.gethostname()}))
     assert str(driver.pid) in local.stop_run(tmp_path)
-    assert driver.wait(timeout=10) == -15
+    assert driver.wait(timeout=30) == -signal.SIGTERM
+    driver.stdout.close()
 
 
 def test_audit_reports_violations_and_exits_with_one(tmp_path: Path) -> None:

@@ -36,6 +36,6 @@ def test_help_names_every_command_within_a_second() -> None:
         )
         seconds.append(time.perf_counter() - started)
         assert done.returncode == 0, done.stderr
-    for command in ("train", "submit", "status", "stop", "report", "eval", "audit"):
+    for command in ("train", "submit", "status", "stop", "report", "audit"):
         assert f"  {command} " in done.stdout
     assert min(seconds) < HELP_S
