@@ -36,7 +36,9 @@ class RolloutConfig(BaseModel):
     update_timeout_s: float = Field(default=60, gt=0, description="an engine that has not acked new weights by then is fenced")
     reward_timeout_s: float = Field(default=30, gt=0, description="a group whose rewards take longer is voided")
     ping_timeout_s: float = Field(default=5, gt=0, description="a suspect engine that has not answered by then is replaced")
-    max_engine_restarts: int = Field(default=5, ge=0, description="early deaths of one engine in a row before its place stays empty")
+    max_engine_restarts: int = Field(
+        default=5, ge=0, description="early deaths of one engine in a row before its place stays empty"
+    )
     canary_tolerance: float = Field(default=1e-3, gt=0, description="largest log-probability difference of the canary")
 
 

@@ -41,6 +41,7 @@ def engine_environment(config: EngineConfig) -> dict[str, str]:
         # Binding would put every engine, and the learner, on the same first cores.
         "VLLM_CPU_OMP_THREADS_BIND": "nobind",
         "OMP_NUM_THREADS": str(config.cpu_threads),
+        "OMP_WAIT_POLICY": "PASSIVE",  # spinning threads took four times the processor time, from the learner as well
         # Otherwise the first log-probability compiles a helper even in eager mode: seconds, and it needs a C++ compiler.
         **({"TORCHDYNAMO_DISABLE": "1"} if config.enforce_eager else {}),
     }

@@ -62,6 +62,10 @@ class PoolMember:
         summary: GroupSummary = await self._answer(summary_ref, self._config.group_timeout_s)
         return summary, table_ref
 
+    async def examine(self, requests: list[GroupRequest]) -> list[GroupSummary]:
+        summaries: list[GroupSummary] = await self._answer(self.actor.examine.remote(requests), self._config.group_timeout_s)
+        return summaries
+
     async def ping(self) -> dict[str, Any]:
         answer: dict[str, Any] = await self._answer(self.actor.ping.remote(), self._config.ping_timeout_s)
         return answer

@@ -22,7 +22,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable, Callable, Coroutine
-from typing import Any
+from typing import Any, TypeVar
 
 from ray import ObjectRef
 
@@ -36,6 +36,8 @@ from trajectories.publication import Publication, WeightAck
 
 # An engine that lived this long died of something else than its predecessors: the slot may be restarted as often as a new one.
 _STEADY_S = 900
+
+T = TypeVar("T")
 
 
 class RolloutPool:
@@ -80,13 +82,18 @@ class RolloutPool:
 
     async def run_group(self, request: GroupRequest) -> tuple[GroupSummary, ObjectRef]:
         """The group's summary, and a reference to its Arrow table. Raises `GroupVoided` with the reason when it fails."""
+        return await self._on_an_engine(f"group {request.group_id}", lambda member: member.run_group(request))
+
+    async def examine(self, requests: list[GroupRequest]) -> list[GroupSummary]:
+        """The summaries of several small groups, which one engine rolls out together; fails as `run_group` does."""
+        return await self._on_an_engine(f"{len(requests)} questions", lambda member: member.examine(requests))
+
+    async def _on_an_engine(self, what: str, work: Callable[[PoolMember], Awaitable[T]]) -> T:
         member = await self._reserve()
         try:
-            return await member.run_group(request)
+            return await work(member)
         except TimeoutError:
-            reason = (
-                f"lease over: {member.health.engine_id} had group {request.group_id} for {self._config.group_timeout_s:g} s"
-            )
+            reason = f"lease over: {member.health.engine_id} had {what} for {self._config.group_timeout_s:g} s"
             self._suspect(member, reason)
             raise GroupVoided(reason) from None
         except EngineFenced as error:

@@ -65,6 +65,15 @@ class RolloutActor:
             self._groups -= 1
         return _summary(request, self._engine, episodes, scores), table
 
+    async def examine(self, requests: list[GroupRequest]) -> list[GroupSummary]:
+        """Several questions in one call, without Arrow rows: an evaluation wants scores, and its groups are too small to travel alone."""
+        if self._runner is None or self._engine is None:
+            raise EngineLost("the rollout actor was not started")
+        rolled = await asyncio.gather(*map(self._runner.run, requests))
+        scores = await asyncio.to_thread(lambda: [_score(*pair) for pair in zip(requests, rolled, strict=True)])
+        found = zip(requests, rolled, scores, strict=True)
+        return [_summary(request, self._engine, episodes, earned) for request, episodes, earned in found]
+
     async def _rewarded(self, request: GroupRequest, episodes: list[Episode]) -> tuple[list[Score], pa.Table]:
         try:
             async with asyncio.timeout(self._config.reward_timeout_s):
@@ -91,7 +100,12 @@ class RolloutActor:
 
 
 def _reward(request: GroupRequest, episodes: list[Episode]) -> tuple[list[Score], pa.Table]:
-    """Scores every episode in place. Runs in a thread, because a reward may be slow or ask a judge."""
+    """Scores and rows. Runs in a thread, because a reward may be slow or ask a judge."""
+    return _score(request, episodes), to_table(episodes)
+
+
+def _score(request: GroupRequest, episodes: list[Episode]) -> list[Score]:
+    """Scores every episode in place."""
     scores: list[Score] = []
     for episode in episodes:
         try:
@@ -101,7 +115,7 @@ def _reward(request: GroupRequest, episodes: list[Episode]) -> tuple[list[Score]
         episode.rewards, episode.turn_rewards = earned.parts, earned.turn_rewards
         episode.reward, episode.correct = earned.total, earned.correct
         scores.append(earned)
-    return scores, to_table(episodes)
+    return scores
 
 
 def _summary(request: GroupRequest, engine: PolicyEngine, episodes: list[Episode], scores: list[Score]) -> GroupSummary:

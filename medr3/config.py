@@ -131,8 +131,10 @@ def _apply(raw: dict[str, Any], override: str) -> None:
     *parents, last = key.split(".")
     place: Any = raw
     for parent in parents:
-        place = place[int(parent)] if isinstance(place, list) and parent.isdigit() and int(parent) < len(place) else place
-        place = place if not isinstance(place, dict) else place.setdefault(parent, {})
+        if isinstance(place, list):
+            place = place[_position(key, parent, place)]
+        elif isinstance(place, dict):
+            place = place.setdefault(parent, {})
         if not isinstance(place, dict | list):
             raise UserError(f"{key}: {parent} holds a value, not settings")
     try:
@@ -140,8 +142,12 @@ def _apply(raw: dict[str, Any], override: str) -> None:
     except yaml.YAMLError:
         raise UserError(f"{key}: {text!r} is not a valid value") from None
     if isinstance(place, list):
-        if not last.isdigit() or int(last) >= len(place):
-            raise UserError(f"{key}: {last} is not a position in a list of {len(place)}")
-        place[int(last)] = value
+        place[_position(key, last, place)] = value
     else:
         place[last] = value
+
+
+def _position(key: str, text: str, place: list[Any]) -> int:
+    if not text.isdigit() or int(text) >= len(place):
+        raise UserError(f"{key}: {text} is not a position in a list of {len(place)}, which count from 0")
+    return int(text)

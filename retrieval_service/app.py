@@ -58,7 +58,7 @@ class Replica:
         answered: list[list[Answer]] = await asyncio.gather(*map(self._merged, parts))
         return [answer for part in answered for answer in part]
 
-    @serve.batch(batch_size_fn=_queries_in)  # type: ignore[untyped-decorator]
+    @serve.batch(batch_size_fn=_queries_in)
     async def _merged(self, calls: list[list[SearchQuery]]) -> list[list[Answer]]:
         if self._delay_s:
             await asyncio.sleep(self._delay_s)

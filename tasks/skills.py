@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from tasks.prompting import ANSWER_CLOSE, ANSWER_OPEN, SEARCH_CLOSE, SEARCH_OPEN
-from tasks.vocabulary import LETTERS, RELATIONS
+from tasks.vocabulary import LETTERS, LINE_END, RELATIONS
 
 DRILL_SKILLS = ("level", "object_first", "object_second", "dose", "option_second", "letter")
 IMITATION_SKILLS = ("object_first", "object_second", "dose", "letter", "query", "answer")
@@ -33,7 +33,7 @@ def classify(tokens: list[str]) -> list[str | None]:
             skills[i] = "query"
         elif token in _LETTER_TOKENS:
             skills[i] = "letter"
-        elif token == ".":
+        elif token == LINE_END:
             since_relation = None
         elif since_relation is not None:
             since_relation += 1

@@ -27,7 +27,8 @@ PUBLICATION_TYPES = ("meta-analysis", "rct", "trial", "cohort", "case", "opinion
 LETTERS = ("A", "B", "C", "D")
 
 PAD, UNKNOWN, END, USER, ASSISTANT = "<pad>", "<unk>", "<eos>", "<user>", "<assistant>"
-_WORDS = ("then", "for", "kg", "mg", "?", ".", "*", "=", "list")
+LINE_END = "."
+_WORDS = ("then", "for", "kg", "mg", "?", LINE_END, "*", "=", "list")
 _DIGITS = tuple("0123456789")
 
 CHAT_TEMPLATE = (

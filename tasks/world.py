@@ -56,8 +56,8 @@ SOURCES = {
     source.name: source
     for source in (
         TaskSource("world/reasoning", two_hop_share=0.5, with_context=True),
-        # A quarter of two-hop questions: training on single searches alone teaches to stop early.
-        TaskSource("world/retrieval", two_hop_share=0.25, with_context=False),
+        # Some two-hop questions, because single searches alone teach to stop early; few, so that the joint phase has work left.
+        TaskSource("world/retrieval", two_hop_share=0.15, with_context=False),
         TaskSource("world/joint", two_hop_share=1.0, with_context=False),
     )
 }
@@ -90,10 +90,11 @@ class World:
         self.facts = self._make_facts(rng)
 
     def _make_facts(self, rng: random.Random) -> dict[tuple[str, str], Fact]:
-        drafts: list[tuple[str, str, list[tuple[int, str]]]] = []
-        for relation, (subject_type, object_type) in SIGNATURES.items():
-            for subject in self.entities[subject_type]:
-                drafts.append((relation, subject, self._evidence(rng, object_type)))
+        drafts = [
+            (relation, subject, self._evidence(rng, object_type))
+            for relation, (subject_type, object_type) in SIGNATURES.items()
+            for subject in self.entities[subject_type]
+        ]
         numbers = list(range(sum(len(evidence) for _, _, evidence in drafts)))
         rng.shuffle(numbers)  # so that a document's id says nothing about its evidence level
         facts = {}
@@ -122,10 +123,11 @@ class World:
 
     def _draw(self, rng: random.Random, object_type: str, other_than: str = "") -> str:
         while True:
-            if object_type == "dose":
-                value = str(rng.randint(SMALLEST_FACTOR, LARGEST_FACTOR))
-            else:
-                value = rng.choice(self.entities[object_type])
+            value = (
+                str(rng.randint(SMALLEST_FACTOR, LARGEST_FACTOR))
+                if object_type == "dose"
+                else rng.choice(self.entities[object_type])
+            )
             if value != other_than:
                 return value
 

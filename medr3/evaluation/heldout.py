@@ -12,7 +12,8 @@ from medr3.config import RunConfig
 from tasks.questions import Question
 from tasks.world import Universe
 
-ATTEMPTS = 3  # an engine may die during an evaluation as well; a question that fails three times is no accident
+ATTEMPTS = 3  # an engine may die during an evaluation as well; what fails three times is no accident
+QUESTIONS_PER_CALL = 25  # one call costs milliseconds, and a failed one asks all of its questions again
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,16 @@ class Examiner:
         return await self._ask(phase, self._questions["test", phase.name], phase.retrieval and retrieval)
 
     async def _ask(self, phase: PhaseConfig, questions: list[Question], retrieval: bool) -> Score:
-        summaries = await asyncio.gather(*(self._one(phase, question, retrieval) for question in questions))
+        budget = self._config.phase_budget(phase).model_copy(update={"retrieval": retrieval})
+        requests = [
+            GroupRequest(
+                run_id=self._config.run.name, group_id=f"eval/{question.id}", attempt=0, phase=phase.name, question=question,
+                n=1, temperature=0.0, seed=0, budget=budget, recipe=self._config.rewards[phase.reward],
+            )
+            for question in questions
+        ]  # fmt: skip
+        calls = [requests[start : start + QUESTIONS_PER_CALL] for start in range(0, len(requests), QUESTIONS_PER_CALL)]
+        summaries = [summary for answered in await asyncio.gather(*map(self._examined, calls)) for summary in answered]
         by_kind: dict[str, list[bool]] = {}
         finishes: dict[str, int] = {}
         for question, summary in zip(questions, summaries, strict=True):
@@ -64,20 +74,13 @@ class Examiner:
             finishes=finishes,
         )
 
-    async def _one(self, phase: PhaseConfig, question: Question, retrieval: bool) -> GroupSummary:
-        budget = self._config.phase_budget(phase).model_copy(update={"retrieval": retrieval})
-        recipe = self._config.rewards[phase.reward]
-        for attempt in range(ATTEMPTS):
-            request = GroupRequest(
-                run_id=self._config.run.name, group_id=f"eval/{question.id}", attempt=attempt, phase=phase.name,
-                question=question, n=1, temperature=0.0, seed=0, budget=budget, recipe=recipe,
-            )  # fmt: skip
+    async def _examined(self, requests: list[GroupRequest]) -> list[GroupSummary]:
+        for _ in range(ATTEMPTS):
             try:
-                summary, _ = await self._pool.run_group(request)
-                return summary
+                return await self._pool.examine(requests)
             except GroupVoided as error:
                 reason = str(error)
-        raise GroupVoided(f"evaluation: question {question.id} failed {ATTEMPTS} times, at last with: {reason}")
+        raise GroupVoided(f"evaluation: {len(requests)} questions failed {ATTEMPTS} times, at last with: {reason}")
 
 
 def _mixture(universe: Universe, purpose: str, phase: PhaseConfig, count: int) -> list[Question]:

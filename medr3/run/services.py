@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
 import os
 import random
@@ -23,6 +22,7 @@ from medr3.errors import UserError
 from retrieval_service.app import deploy, undeploy
 from retrieval_service.config import RetrievalConfig
 from retrieval_service.index import HybridIndex, IndexRefused
+from retrieval_service.manifest import IndexManifest
 from retrieval_service.types import SearchQuery
 from tasks.cold_start import ColdStartStalled, cold_start, encode
 from tasks.config import ColdStartConfig
@@ -194,4 +194,4 @@ def canary_tokens(universe: Universe, model: Path) -> list[int]:
 
 def index_hash(folder: Path) -> str:
     """The hash that every hit of this index carries."""
-    return str(json.loads((folder / "manifest.json").read_text())["index_hash"])
+    return IndexManifest.read(folder).index_hash

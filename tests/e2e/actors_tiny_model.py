@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from safetensors.torch import save_file
-from tokenizers import Tokenizer, models, pre_tokenizers
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
 
 from tasks.prompting import TAGS
@@ -34,10 +34,23 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
     return wrapped
 
 
-def build_model(seed: int) -> Qwen2ForCausalLM:
+def build_byte_tokenizer() -> PreTrainedTokenizerFast:
+    """A byte-level BPE as real models have it: tags take several tokens, and one token (`>` and two line ends) runs past them."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    merged = [("Ċ", "Ċ"), (">", "ĊĊ")]
+    vocabulary = {token: i for i, token in enumerate(["<|endoftext|>", *alphabet, *("".join(pair) for pair in merged)])}
+    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=merged))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    wrapped = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|endoftext|>", pad_token="<|endoftext|>")
+    wrapped.chat_template = "{% for message in messages %}{{ message['content'] }}{% endfor %}"
+    return wrapped
+
+
+def build_model(seed: int, tokenizer: PreTrainedTokenizerFast | None = None) -> Qwen2ForCausalLM:
     torch.manual_seed(seed)
     config = Qwen2Config(
-        vocab_size=len(build_tokenizer()),
+        vocab_size=len(tokenizer or build_tokenizer()),
         hidden_size=64,
         intermediate_size=128,
         num_hidden_layers=2,
@@ -53,9 +66,9 @@ def build_model(seed: int) -> Qwen2ForCausalLM:
     return Qwen2ForCausalLM(config).float().eval()
 
 
-def save_model(folder: Path, seed: int = 0) -> str:
-    build_model(seed).save_pretrained(folder)
-    build_tokenizer().save_pretrained(folder)
+def save_model(folder: Path, seed: int = 0, tokenizer: PreTrainedTokenizerFast | None = None) -> str:
+    build_model(seed, tokenizer).save_pretrained(folder)
+    (tokenizer or build_tokenizer()).save_pretrained(folder)
     return str(folder)
 
 

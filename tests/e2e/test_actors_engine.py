@@ -9,13 +9,15 @@ from collections.abc import Coroutine, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
+import psutil
 import pytest
 import torch
 
 from actors.config import EngineConfig
 from actors.engine import Completion, PolicyEngine
-from actors.failures import EngineFenced
-from tests.e2e.actors_tiny_model import build_model, logprobs_of, publish, save_model
+from actors.failures import EngineFenced, EngineLost
+from actors.tokens import TagStrings
+from tests.e2e.actors_tiny_model import build_byte_tokenizer, build_model, logprobs_of, publish, save_model
 from trajectories.publication import Publication
 
 pytestmark = pytest.mark.e2e
@@ -23,6 +25,10 @@ pytestmark = pytest.mark.e2e
 T = TypeVar("T")
 PROMPT = [12, 13, 14]
 EXACT = 1e-4
+
+
+def new_model(number: int) -> Any:
+    return build_model(number, build_byte_tokenizer())
 
 
 class Setup(NamedTuple):
@@ -34,7 +40,7 @@ class Setup(NamedTuple):
         return self.runner.run(work)
 
     def publish(self, number: int) -> Publication:
-        return publish(build_model(number), self.folder, number)
+        return publish(new_model(number), self.folder, number)
 
     async def sample(self, name: str, tokens: int = 24, temperature: float = 1.0) -> Completion:
         return await self.engine.generate(
@@ -45,11 +51,11 @@ class Setup(NamedTuple):
 @pytest.fixture(scope="module")
 def setup(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Setup]:
     folder = tmp_path_factory.mktemp("engine")
-    model_dir = save_model(folder / "model")
+    model_dir = save_model(folder / "model", tokenizer=build_byte_tokenizer())
     environment = dict(os.environ)
     engine = PolicyEngine("engine-0", EngineConfig(cpu_threads=1, kv_cache_mib=64, max_model_len=256), canary_tolerance=1e-3)
     with asyncio.Runner() as runner:
-        runner.run(engine.start(model_dir, needs_text=False))
+        runner.run(engine.start(model_dir, needs_text=True))
         yield Setup(engine, folder, runner)
         engine.stop()
     os.environ.clear()
@@ -60,7 +66,7 @@ def differences(completion: Completion) -> list[float]:
     """Per token: the engine's log-probability minus transformers', under the weights that the spans name."""
     found: list[float] = []
     for span in completion.version_spans:
-        exact = logprobs_of(build_model(span.number), PROMPT + completion.token_ids)[len(PROMPT) - 1 :]
+        exact = logprobs_of(new_model(span.number), PROMPT + completion.token_ids)[len(PROMPT) - 1 :]
         found += [a - b for a, b in zip(completion.logprobs[span.start : span.end], exact[span.start : span.end], strict=True)]
     return found
 
@@ -102,6 +108,28 @@ def test_requests_in_flight_go_on_under_the_new_weights(setup: Setup) -> None:
         assert max(map(abs, differences(completion))) < EXACT
 
 
+def test_a_stop_string_ends_a_turn_with_the_whole_token_that_completes_it(setup: Setup) -> None:
+    assert setup.run(setup.engine.update(setup.publish(5))).ok
+    tags = TagStrings.from_tokenizer(build_byte_tokenizer())
+    free = setup.run(setup.sample("free", tokens=40, temperature=0.0))
+    plain = [i for i, token in enumerate(free.token_ids) if tags.text([token]).isascii()]
+    end = next(i for i in plain if i > 3 and free.token_ids[i] not in free.token_ids[:i])
+    stopped = setup.run(
+        setup.engine.generate(
+            "stopped",
+            PROMPT,
+            max_tokens=40,
+            temperature=0.0,
+            seed=0,
+            stop_token_ids=tags.stop_token_ids,
+            stop_strings=[tags.text([free.token_ids[end]])[:1]],
+        )
+    )
+    assert 0 < len(stopped.token_ids) <= end + 1
+    assert stopped.token_ids == free.token_ids[: len(stopped.token_ids)]
+    assert len(stopped.logprobs) == len(stopped.token_ids) == stopped.version_spans[-1].end
+
+
 def test_a_corrupted_file_is_refused_and_the_engine_fenced_until_a_good_one(setup: Setup) -> None:
     good = setup.publish(6)
     bad = Path(shutil.copy(good.path, setup.folder / "corrupted.safetensors"))
@@ -119,7 +147,7 @@ def test_a_corrupted_file_is_refused_and_the_engine_fenced_until_a_good_one(setu
 
 
 def test_a_file_of_wrong_shapes_is_refused_and_leaves_a_whole_engine(setup: Setup) -> None:
-    model = build_model(7)
+    model = new_model(7)
     good = publish(model, setup.folder, 7)
     model.model.norm.weight = torch.nn.Parameter(torch.ones(63))
     wrong = publish_without_canary(model, setup.folder, good)
@@ -164,6 +192,23 @@ def test_nothing_sampled_under_doubtful_weights_leaves_the_engine(setup: Setup) 
         if isinstance(outcome, Completion):
             assert {span.number for span in outcome.version_spans} == {10}
     assert setup.run(setup.engine.update(doubtful)).ok  # with its own canary the same file is fine
+
+
+def test_a_dead_engine_process_is_a_lost_engine(setup: Setup) -> None:
+    """The last test of this module: it ends the engine."""
+
+    async def killed() -> list[Any]:
+        tasks = [asyncio.create_task(setup.sample(f"lost-{i}", tokens=200)) for i in range(4)]
+        await asyncio.sleep(0.05)
+        for child in psutil.Process().children(recursive=True):
+            if "EngineCore" in " ".join(child.cmdline()):
+                child.kill()
+        return await asyncio.gather(*tasks, return_exceptions=True)
+
+    outcomes = setup.run(killed())
+    assert all(isinstance(outcome, EngineLost) for outcome in outcomes), outcomes
+    with pytest.raises(EngineLost, match="its vLLM process died"):
+        setup.engine.raise_if_lost()
 
 
 def publish_without_canary(model: Any, folder: Path, like: Publication) -> Publication:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import functools
+import operator
 from dataclasses import asdict
-from itertools import chain
 
 import pytest
 from hypothesis import given, settings
@@ -182,7 +183,7 @@ budgets = st.builds(
 phrases = ["<think>", "<search> dose </search>", "<search> lomab </search>", "</think> <answer> 42 </answer>", "dose"]
 noise = st.integers(0, len(WORDS) - 1).map(lambda token: [token])
 streams = st.lists(st.one_of(noise, st.sampled_from([ids(phrase) for phrase in phrases])), max_size=12).map(
-    lambda xs: sum(xs, [])
+    lambda xs: functools.reduce(operator.iadd, xs, [])
 )
 part_streams = st.lists(st.integers(0, len(PARTS) - 1), max_size=20)
 
