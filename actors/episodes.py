@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Sequence
 from hashlib import blake2b
 from typing import Protocol
 
 from actors.config import EpisodeBudget
-from actors.engine import PolicyEngine
+from actors.engine import Completion
 from actors.messages import GroupRequest, GroupVoided
 from actors.protocol import EpisodeProtocol, Finish, Generate
 from actors.tokens import EpisodeTokenizer
@@ -24,13 +25,29 @@ class Searcher(Protocol):
     async def search(self, query: SearchQuery) -> SearchResult: ...
 
 
+class Policy(Protocol):
+    """The engine, as far as an episode needs it."""
+
+    async def generate(
+        self,
+        request_id: str,
+        prompt_ids: Sequence[int],
+        *,
+        max_tokens: int,
+        temperature: float,
+        seed: int,
+        stop_token_ids: Sequence[int],
+        stop_strings: Sequence[str] = (),
+    ) -> Completion: ...
+
+
 class EpisodeRunner:
     """Runs the episodes of groups. A search that fails voids its whole group; it never becomes an empty document."""
 
     def __init__(
-        self, engine: PolicyEngine, tokenizer: EpisodeTokenizer, searcher: Searcher, search_mode: str, max_model_len: int
+        self, policy: Policy, tokenizer: EpisodeTokenizer, searcher: Searcher, search_mode: str, max_model_len: int
     ) -> None:
-        self._engine = engine
+        self._policy = policy
         self._tokenizer = tokenizer
         self._searcher = searcher
         self._search_mode = search_mode
@@ -57,7 +74,7 @@ class EpisodeRunner:
         while not isinstance(action := protocol.next(), Finish):
             begun = time.perf_counter()
             if isinstance(action, Generate):
-                completion = await self._engine.generate(
+                completion = await self._policy.generate(
                     f"{episode_id}.{protocol.turn}",
                     action.prompt_ids,
                     max_tokens=action.max_tokens,

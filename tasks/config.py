@@ -28,6 +28,8 @@ class ColdStartConfig(BaseModel):
     heads: int = 4
     ffn_size: int = 384
     batch_size: int = Field(default=32, ge=1)
+    # A tiny model gains little from a second thread, and on a shared machine two threads wait for each other.
+    cpu_threads: int = Field(default=1, ge=1)
     demonstrations: int = Field(default=20_000, ge=100)
     drill_share: float = Field(default=0.3, ge=0, le=1)
     muon_learning_rate: float = Field(default=0.01, gt=0)

@@ -84,7 +84,7 @@ def _teach(
     """Runs in a process of its own: yields progress lines, leaves the model in `folder`."""
     import torch
 
-    torch.set_num_threads(max(1, (os.cpu_count() or 1)))
+    torch.set_num_threads(config.cpu_threads)
     index = HybridIndex.load(Path(index_folder), retrieval)
     remembered: dict[tuple[str, str], list[Document]] = {}
 

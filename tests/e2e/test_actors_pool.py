@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,7 +20,7 @@ from retrieval_service.config import RetrievalConfig
 from rewards.config import RewardRecipe, RewardTerm
 from tasks.questions import Question
 from tests.e2e.actors_tiny_model import build_model, publish, save_model
-from trajectories.publication import Publication
+from trajectories.publication import Publication, WeightAck
 from trajectories.schema import EPISODE_SCHEMA, WeightVersion, check
 
 pytestmark = pytest.mark.e2e
@@ -37,12 +37,10 @@ def group(name: str, n: int = 4, tokens: int = 32) -> GroupRequest:
     return GroupRequest("run", name, 0, "reasoning", QUESTION, n, 1.0, 7, budget, recipe)
 
 
-async def wait_for_state(pool: RolloutPool, state: str, seconds: float) -> dict[str, str]:
-    deadline = time.monotonic() + seconds
-    while state not in pool.states().values():
-        assert time.monotonic() < deadline, pool.states()
-        await asyncio.sleep(0.1)
-    return pool.states()
+async def until(reached: Callable[[], bool]) -> None:
+    async with asyncio.timeout(120):
+        while not reached():  # noqa: ASYNC110 - the pool announces its states to nobody
+            await asyncio.sleep(0.05)
 
 
 def test_groups_updates_a_killed_engine_and_its_replacement(ray_session: None, tmp_path: Path) -> None:
@@ -50,7 +48,7 @@ def test_groups_updates_a_killed_engine_and_its_replacement(ray_session: None, t
     publications = [publish(build_model(number), tmp_path, number) for number in range(3)]
 
     async def story() -> None:
-        pool = RolloutPool(CONFIG, None, RetrievalConfig())
+        pool = RolloutPool(CONFIG.model_copy(), None, RetrievalConfig())
         await pool.start(model_dir, publications[0])
         assert pool.states() == {"engine-0.0": "healthy"}
 
@@ -73,6 +71,13 @@ def test_groups_updates_a_killed_engine_and_its_replacement(ray_session: None, t
         with pytest.raises(GroupVoided, match="prompt of"):
             await pool.run_group(replace(group("long"), question=long_question))
 
+        pool._config.group_timeout_s = 0.05
+        with pytest.raises(GroupVoided, match="lease over"):
+            await pool.run_group(group("slow", n=32, tokens=200))
+        assert pool.states() == {"engine-0.0": "suspect"}
+        pool._config.group_timeout_s = 60
+        await until(lambda: pool.states() == {"engine-0.0": "healthy"})  # it answered, and proved its weights again
+
         actor_pid = (await pool._members[0].ping())["pid"]
         engine_processes = psutil.Process(actor_pid).children(recursive=True)
         assert engine_processes
@@ -87,17 +92,35 @@ def test_groups_updates_a_killed_engine_and_its_replacement(ray_session: None, t
         assert "healthy" not in pool.states().values()
         blocked = asyncio.create_task(pool.run_group(group("after")))  # waits for the replacement
         await pool.update(publications[2])  # and so does the update: the newest weights, and none else
-        assert await wait_for_state(pool, "healthy", 120) == {"engine-0.1": "healthy"}
+        await until(lambda: pool.states() == {"engine-0.1": "healthy"})
         summary, _ = await blocked
         assert summary.oldest == WeightVersion(1, 2)
         assert summary.engine_id == "engine-0.1"
 
-        bad = publications[2]
-        with pytest.raises(PoolDied, match=r"refused 1\.2"):
-            await pool.update(Publication(bad.version, bad.path, "0" * 32, bad.nbytes, bad.canary))
-        await pool.stop()
-        assert set(pool.states().values()) == {"dead"}
+        last = asyncio.create_task(pool.run_group(group("last", tokens=200)))
+        await asyncio.sleep(0.05)
+        await pool.scale(0)
+        assert (await last)[0].group_id == "last"  # what it had in flight was finished
+        await until(lambda: pool.states() == {})
         with pytest.raises(PoolDied):
             await pool.run_group(group("too late"))
+        await pool.stop()
+
+    asyncio.run(story())
+
+
+def test_weights_that_every_engine_refuses_end_the_run(ray_session: None, tmp_path: Path) -> None:
+    model_dir = save_model(tmp_path / "model")
+    good, other = (publish(build_model(number), tmp_path, number) for number in range(2))
+    acks: list[WeightAck] = []
+
+    async def story() -> None:
+        pool = RolloutPool(CONFIG.model_copy(update={"max_engine_restarts": 0}), None, RetrievalConfig(), on_ack=acks.append)
+        await pool.start(model_dir, good)
+        with pytest.raises(PoolDied, match=r"refused 1\.1"):
+            await pool.update(Publication(other.version, other.path, "0" * 32, other.nbytes, other.canary))
+        assert [ack.ok for ack in acks] == [True, False, False]  # a refusal is tried once more
+        assert set(pool.states().values()) == {"dead"}
+        await pool.stop()
 
     asyncio.run(story())

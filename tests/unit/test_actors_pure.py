@@ -14,7 +14,7 @@ from actors.health import EngineHealth, EngineState, ImpossibleTransition
 from actors.tokens import EpisodeTokenizer, TagIds, TagStrings, tag_reader
 from tasks.prompting import TAGS
 from tasks.questions import Document, Question
-from tests.e2e.actors_tiny_model import build_tokenizer
+from tests.e2e.actors_tiny_model import build_byte_tokenizer, build_tokenizer
 
 
 @given(st.lists(st.sampled_from(list(EngineState)), max_size=30))
@@ -56,6 +56,15 @@ def test_a_vocabulary_without_the_tags_is_refused_or_read_as_strings() -> None:
     with pytest.raises(ValueError, match="has no single token for <think>"):
         TagIds.from_tokenizer(tokenizer)
     assert isinstance(tag_reader(tokenizer), TagStrings)
+
+
+def test_a_byte_level_vocabulary_may_run_past_a_tag() -> None:
+    tokenizer = build_byte_tokenizer()
+    turn = tokenizer.encode("<think> <search> dose </search>\n\n", add_special_tokens=False)
+    assert tokenizer.decode(turn[-1:]) == ">\n\n"
+    pieces = tag_reader(tokenizer).pieces(turn)
+    assert [piece.text for piece in pieces] == ["<think>", " ", "<search>", " dose ", "</search>", "\n\n"]
+    assert [piece.is_tag for piece in pieces] == [True, False, True, False, True, False]
 
 
 def test_documents_cannot_smuggle_tags_into_an_observation() -> None:

@@ -1,0 +1,147 @@
+"""The run's own pure parts: configuration, sampler, manifest, watchdog, progress."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import ValidationError
+
+from medr3.config import RunConfig, load
+from medr3.errors import UserError
+from medr3.run.manifest import Manifest, prune_checkpoints, read_manifest, write_manifest
+from medr3.run.progress import Progress
+from medr3.run.sampler import QuestionSampler
+from medr3.run.watchdog import RunStalled, Watchdog
+from tasks.config import WorldConfig
+from tasks.world import Universe
+
+DEMO = Path(__file__).parents[2] / "configs" / "demo.yaml"
+
+
+def test_overrides_reach_lists_and_new_sections() -> None:
+    config = load(DEMO, ["curriculum.phases.1.max_steps=7", "learner.workers=2", "run.seed=3"])
+    assert (config.curriculum.phases[1].max_steps, config.learner.workers, config.run.seed) == (7, 2, 3)
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("rollout.max_staleness=-1", "greater than or equal to 0"),
+        ("rollout.group_size=1", "compares the episodes of one question"),
+        ("curriculum.phases.0.mixture={}", "must name at least one task source"),
+        ("curriculum.phases.0.mixture={world/reasonin: 1}", "did you mean world/reasoning"),
+        ("curriculum.phases.2.reward=nothing", "wants reward recipe 'nothing'"),
+        ("learner.dtype=bfloat16", "must compute alike"),
+        ("budget.max_response_tokens=600", "no room for a prompt"),
+        ("curriculum.phases.0.min_steps=91", "above max_steps"),
+        ("rollout.num_engine=2", "Extra inputs"),
+    ],
+)
+def test_impossible_combinations_are_refused(override: str, words: str) -> None:
+    with pytest.raises(ValidationError, match=words):
+        load(DEMO, [override])
+
+
+@pytest.mark.parametrize("override", ["nonsense", "curriculum.phases.9.max_steps=1", "run.seed.x=1", "curriculum.phases.x=1"])
+def test_broken_overrides_are_one_line(override: str) -> None:
+    with pytest.raises(UserError) as error:
+        load(DEMO, [override])
+    assert "\n" not in str(error.value)
+
+
+def test_every_plateau_has_room_before_max_steps() -> None:
+    for phase in load(DEMO, []).curriculum.phases:
+        assert phase.max_steps >= 3 * phase.plateau.probe_every * (phase.plateau.patience + 1)
+
+
+def test_the_hash_ignores_the_place_and_nothing_else() -> None:
+    base = load(DEMO, [])
+    assert load(DEMO, ["run.folder=/elsewhere"]).hash() == base.hash()
+    assert load(DEMO, ["run.seed=1"]).hash() != base.hash()
+    assert load(DEMO, ["learner.clip_high=0.3"]).hash() != base.hash()
+
+
+def test_a_replayed_question_keeps_the_rules_of_its_phase() -> None:
+    config = load(DEMO, [])
+    assert not config.rules("joint", "world/reasoning").retrieval
+    assert config.rules("joint", "world/joint").name == "joint"
+
+
+@given(draws=st.integers(1, 60), cut=st.integers(0, 59), seed=st.integers(0, 5))
+def test_a_restored_sampler_goes_on_as_if_nothing_had_happened(draws: int, cut: int, seed: int) -> None:
+    phases = load(DEMO, []).curriculum.phases
+    universe = _universe()
+    straight, first, second = (QuestionSampler(universe, seed) for _ in range(3))
+    expected = [straight.next(phases, i % 3).id for i in range(draws)]
+    cut = min(cut, draws)
+    got = [first.next(phases, i % 3).id for i in range(cut)]
+    second.restore(json.loads(json.dumps(first.snapshot())))
+    got += [second.next(phases, i % 3).id for i in range(cut, draws)]
+    assert got == expected
+    assert len(set(got)) == len(got)
+
+
+_UNIVERSES: list[Universe] = []
+
+
+def _universe() -> Universe:
+    if not _UNIVERSES:
+        _UNIVERSES.append(Universe.build(WorldConfig(training_worlds=2)))
+    return _UNIVERSES[0]
+
+
+def _manifest(config: RunConfig, step: int = 3) -> Manifest:
+    return Manifest(
+        run_id="r", step=step, generation=1, checkpoint=f"checkpoints/step-{step:06d}", config_hash=config.hash(), index_hash="i",
+        tracker_id="t", events=10, ledger={}, sampler={}, controller={}, progress={},
+    )  # fmt: skip
+
+
+def test_a_manifest_is_read_back_and_refused_for_another_run(tmp_path: Path) -> None:
+    config = load(DEMO, [])
+    assert read_manifest(tmp_path, config.hash()) is None
+    manifest = _manifest(config)
+    write_manifest(tmp_path, manifest)
+    with pytest.raises(UserError, match="is gone"):
+        read_manifest(tmp_path, config.hash())
+    (tmp_path / manifest.checkpoint).mkdir(parents=True)
+    assert read_manifest(tmp_path, config.hash()) == manifest
+    with pytest.raises(UserError, match="another configuration"):
+        read_manifest(tmp_path, "other")
+    (tmp_path / "manifest.json").write_text('{"schema_version": 9}')
+    with pytest.raises(UserError, match="not a manifest"):
+        read_manifest(tmp_path, config.hash())
+
+
+def test_pruning_never_removes_what_the_manifest_names(tmp_path: Path) -> None:
+    for step in range(5):
+        (tmp_path / "checkpoints" / f"step-{step:06d}").mkdir(parents=True)
+    prune_checkpoints(tmp_path, 2, "checkpoints/step-000001")
+    assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["step-000001", "step-000003", "step-000004"]
+
+
+def test_the_watchdog_names_the_stage_and_the_last_good_thing() -> None:
+    now = [0.0]
+    watchdog = Watchdog(10, clock=lambda: now[0])
+    with watchdog.stage("rollout"):
+        now[0] = 9.0
+        watchdog.progress("group g1 finished")
+        now[0] = 18.0
+        watchdog.check()
+        now[0] = 19.5
+        with pytest.raises(RunStalled, match=r"'rollout' for 10 s; the last good thing: group g1 finished"):
+            watchdog.check()
+    assert watchdog.seconds == {"rollout": 19.5}
+
+
+def test_progress_survives_the_manifest() -> None:
+    progress = Progress()
+    progress.new_group_id()
+    progress.step = 4
+    restored = Progress.restored(json.loads(json.dumps(progress.snapshot({"learn": 2.0}))))
+    assert (restored.step, restored.new_group_id()) == (4, "g0000002")
+    assert restored.stage_seconds({"learn": 1.0, "sync": 1.0}) == {"learn": 3.0, "sync": 1.0}
