@@ -226,7 +226,9 @@ class Universe:
     held_out: dict[str, World]
 
     @classmethod
-    def build(cls, config: WorldConfig) -> Universe:
+    def build(cls, config: WorldConfig, run_seed: int = 0) -> Universe:
+        """Every seed of a run makes other worlds, so that figures over seeds also vary in what is asked."""
+        config = config.model_copy(update={"seed": config.seed + run_seed})
         return cls(
             tuple(World(f"train-{i}", config, held_out=False) for i in range(config.training_worlds)),
             {purpose: World(purpose, config, held_out=True) for purpose in HELD_OUT_PURPOSES},

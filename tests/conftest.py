@@ -12,6 +12,7 @@ from hypothesis import settings
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("RAY_raylet_start_wait_time_s", "120")  # a loaded machine starts slowly
 os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
 
 # The cores are shared with others: how long one example takes says nothing about it.

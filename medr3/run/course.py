@@ -41,7 +41,7 @@ class Course:
 
     async def run(self) -> int:
         config, manifest, watchdog = self._config, self._manifest, self._watchdog
-        universe = Universe.build(config.world)
+        universe = Universe.build(config.world, config.run.seed)
         journal = self._open_journal()
         try:
             journal.status(state="preparing", phase="", step=self._progress.step)

@@ -34,10 +34,14 @@ from trajectories.publication import Publication, WeightAck
 from trajectories.schema import WeightVersion
 
 SERVE_GRACE_S = 10
-# Usage reports would leave the machine; direct ingress opens ports that nothing here calls.
+# Usage reports would leave the machine; direct ingress opens ports that nothing here calls; a loaded machine starts slowly.
 QUIET_ENVIRONMENT = {
-    "RAY_USAGE_STATS_ENABLED": "0", "VLLM_NO_USAGE_STATS": "1", "RAY_SERVE_ENABLE_DIRECT_INGRESS": "0", "TOKENIZERS_PARALLELISM": "false",
-}  # fmt: skip
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_SERVE_ENABLE_DIRECT_INGRESS": "0",
+    "RAY_raylet_start_wait_time_s": "120",
+    "VLLM_NO_USAGE_STATS": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+}
 
 
 def connect_ray(config: RunConfig) -> None:
