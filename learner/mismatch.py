@@ -39,10 +39,11 @@ def measure_mismatch(
     weight = np.exp(log_weight)
     # Counted in publish numbers, which go on counting when a restart begins a new generation.
     age = (current.number - batch.number_t[trained_t]).clip(min=0)
+    # Where nothing was sampled under the learner's own version there is no mismatch to tell, and a zero would be a lie.
+    measured = {"mismatch_mean": float(difference.mean()), "mismatch_max": float(difference.max())} if difference.size else {}
     return {
         "mismatch_tokens": float(current_t.sum()),
-        "mismatch_mean": float(difference.mean()) if difference.size else 0.0,
-        "mismatch_max": float(difference.max()) if difference.size else 0.0,
+        **measured,
         "drift_mean": float(np.abs(delta_t[older_t]).mean()) if older_t.any() else 0.0,
         "kl_engine_learner": float((weight - 1 - log_weight).mean()),  # k3: never negative, unbiased under the engine's samples
         "importance_mean": float(weight.mean()),
@@ -55,7 +56,7 @@ def measure_mismatch(
 
 def refuse_mismatch(metrics: dict[str, float], limit: float) -> None:
     """Ends the run above the limit: one line that says what, how much, and where to look."""
-    if metrics["mismatch_mean"] > limit:
+    if metrics.get("mismatch_mean", 0.0) > limit:
         raise EngineMismatch(
             f"engine and learner differ by {metrics['mismatch_mean']:.4g} per token (max {metrics['mismatch_max']:.4g}) over "
             f"{metrics['mismatch_tokens']:.0f} tokens of the learner's own version, above learner.max_mismatch = {limit}: "

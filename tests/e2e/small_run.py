@@ -53,8 +53,8 @@ def wait_until(true: Callable[[], bool], process: subprocess.Popen[str], folder:
         time.sleep(0.2)
 
 
-def descendants(pid: int) -> set[int]:
-    """All processes below one, found before it dies: afterwards nobody knows whose they were."""
+def descendants(pid: int) -> dict[int, str]:
+    """All processes below one with their command lines, found before it dies: afterwards nobody knows whose they were."""
     children: dict[int, list[int]] = {}
     for stat in Path("/proc").glob("[0-9]*/stat"):
         try:
@@ -68,14 +68,21 @@ def descendants(pid: int) -> set[int]:
             if child not in found:
                 found.add(child)
                 waiting.append(child)
-    return found
+    return {child: _command(child) for child in found}
 
 
-def survivors(pids: set[int], seconds: float) -> set[int]:
+def _command(pid: int) -> str:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")[:120]
+    except OSError:
+        return "ended"
+
+
+def survivors(pids: dict[int, str], seconds: float) -> dict[int, str]:
     """Which of the processes still live after so long (zombies are dead)."""
     deadline = time.monotonic() + seconds
     while True:
-        living = {pid for pid in pids if _lives(pid)}
+        living = {pid: command for pid, command in pids.items() if _lives(pid)}
         if not living or time.monotonic() > deadline:
             return living
         time.sleep(0.2)

@@ -29,7 +29,6 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
         os.kill(process.pid, signal.SIGKILL)
         process.wait()
         assert below, "the run had no processes below its driver"
-        assert not small_run.survivors(below, 30), "the driver's death left processes behind"
     finally:
         small_run.end(process)
     (folder / "killed.json").write_text((folder / MANIFEST).read_text())
@@ -38,6 +37,8 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
         assert process.wait(400) == 0, small_run.output(folder)[-3000:]
     finally:
         small_run.end(process)
+    # Looked at last: Ray's own agents notice a death only when they next miss their control service, after a minute.
+    assert not small_run.survivors(below, 60), "the driver's death left processes behind"
     return folder
 
 
@@ -69,7 +70,7 @@ def test_it_went_on_in_the_phase_in_which_it_was_killed(finished: Path) -> None:
 def test_every_step_was_written_once_and_engine_and_learner_agreed(finished: Path) -> None:
     rows = [json.loads(line) for line in (finished / "metrics.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows] == list(range(1, len(rows) + 1))
-    compared = [row for row in rows if row["learner/mismatch_tokens"] > 0]
+    compared = [row for row in rows if row.get("learner/mismatch_tokens")]
     assert compared, "no step had a token of the learner's own version"
     assert max(row["learner/mismatch_mean"] for row in compared) <= 1e-4
 
