@@ -53,7 +53,7 @@ class Course:
             with watchdog.stage("cold start"):
                 model = await prepare_model(config, universe, folder, journal.say)
             version = WeightVersion(manifest.generation + 1 if manifest else 1, self._progress.step)
-            checkpoint = config.run.folder / manifest.checkpoint / "training_state" if manifest else None
+            checkpoint = config.run.folder / manifest.checkpoint if manifest else None
             self._announce(journal, version)
             with watchdog.stage("start services"):
                 services = await Services.start(

@@ -15,7 +15,7 @@ from tests.e2e import small_run
 from trajectories.audit import audit
 from trajectories.events import EventKind, read_events
 
-pytestmark = pytest.mark.e2e
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(900)]  # whole runs take minutes on a slow machine
 
 
 @pytest.fixture(scope="module")
