@@ -146,8 +146,7 @@ class Services:
         on_published: Callable[[Publication], None],
     ) -> Services:
         """Starts all three; engines are proved to hold the learner's weights before this returns."""
-        # The folder tells apart runs of one name: they may share a machine's memory, or a cluster's applications.
-        unique = f"{config.run.name}-{zlib.crc32(str(config.run.folder).encode()):08x}"
+        unique = unique_name(config.run.name, config.run.folder)
         app_name = f"medr3-{unique}-retrieval"
         learner = LearnerClient(config.learner, unique, canary_tokens(universe, model))
         pools: list[RolloutPool] = []
@@ -194,6 +193,11 @@ def canary_tokens(universe: Universe, model: Path) -> list[int]:
     demonstration = demonstrate(world, world.question("world/joint", 0), random.Random(0), search)
     ids, _ = encode(demonstration, load_tokenizer(model))
     return ids
+
+
+def unique_name(run: str, folder: Path) -> str:
+    """Runs of one name may share a machine's memory, or a cluster's applications: their folders tell them apart."""
+    return f"{run}-{zlib.crc32(str(folder).encode()):08x}"
 
 
 def index_hash(folder: Path) -> str:

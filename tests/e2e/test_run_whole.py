@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from medr3.run.manifest import MANIFEST
+from medr3.run.services import unique_name
 from tests.e2e import small_run
 from trajectories.audit import audit
 from trajectories.events import EventKind, read_events
@@ -86,7 +87,7 @@ def test_the_summary_tells_all(finished: Path) -> None:
 
 
 def test_weights_in_shared_memory_are_gone(finished: Path) -> None:
-    assert not list(Path("/dev/shm").glob("medr3-small*"))
+    assert not Path("/dev/shm", f"medr3-{unique_name(finished.name, finished)}").exists()
 
 
 @pytest.mark.parametrize("during", ["cold start", "training"])
