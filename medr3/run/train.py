@@ -7,6 +7,7 @@ import json
 import shutil
 import signal
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from medr3.errors import UserError
 from medr3.observe.summary import closing_table
 from medr3.ops.preflight import preflight
 from medr3.run.manifest import Manifest, read_manifest, write_json
+from trajectories.events import EventKind, EventLog
 
 RESUMABLE_EXIT = 3  # the run failed, and the same command goes on from its last checkpoint
 INTERRUPTED_EXIT = 130  # as shells report Ctrl-C
@@ -46,13 +48,14 @@ def train(config: RunConfig, resume: str) -> int:
         return asyncio.run(_train(config, manifest))
     except (KeyboardInterrupt, asyncio.CancelledError):
         print(f"medr3: interrupted; the same command goes on from {_last(folder)}", file=sys.stderr)
+        _record_end(folder, "interrupted", "")
         return INTERRUPTED_EXIT
     except UserError:
         raise
     except BaseException as error:
         reason = _reason(error)
         print(f"medr3: the run failed: {reason}; the same command goes on from {_last(folder)}", file=sys.stderr)
-        _append_failure(folder, reason)
+        _record_end(folder, "failed", reason)
         return RESUMABLE_EXIT
 
 
@@ -126,9 +129,11 @@ def _last(folder: Path) -> str:
     return f"step {manifest['step']}" if manifest else "the start"
 
 
-def _append_failure(folder: Path, reason: str) -> None:
-    from trajectories.events import EventKind, EventLog
-
-    if (folder / "events.jsonl").exists():
+def _record_end(folder: Path, state: str, reason: str) -> None:
+    """What `medr3 status` and the report will say of a run that did not reach its end."""
+    path = folder / "status.json"
+    known = json.loads(path.read_text()) if path.exists() else {}
+    write_json(path, known | {"state": state, "reason": reason, "time": time.time()})
+    if reason and (folder / "events.jsonl").exists():
         with EventLog(folder / "events.jsonl") as events:
             events.append(EventKind.FAILED, reason=reason)

@@ -15,9 +15,11 @@ from medr3.errors import UserError
 from medr3.run.manifest import Manifest, prune_checkpoints, read_manifest, write_manifest
 from medr3.run.progress import Progress
 from medr3.run.sampler import QuestionSampler
+from medr3.run.train import _reason, _record_end
 from medr3.run.watchdog import RunStalled, Watchdog
 from tasks.config import WorldConfig
 from tasks.world import Universe
+from trajectories.events import EventLog, read_events
 
 DEMO = Path(__file__).parents[2] / "configs" / "demo.yaml"
 
@@ -145,3 +147,17 @@ def test_progress_survives_the_manifest() -> None:
     restored = Progress.restored(json.loads(json.dumps(progress.snapshot({"learn": 2.0}))))
     assert (restored.step, restored.new_group_id()) == (4, "g0000002")
     assert restored.stage_seconds({"learn": 1.0, "sync": 1.0}) == {"learn": 3.0, "sync": 1.0}
+
+
+def test_a_failed_run_says_so_in_its_status_and_its_events(tmp_path: Path) -> None:
+    EventLog(tmp_path / "events.jsonl").close()
+    (tmp_path / "status.json").write_text('{"step": 4, "state": "training"}')
+    _record_end(tmp_path, "failed", "the engine is gone")
+    status = json.loads((tmp_path / "status.json").read_text())
+    assert (status["step"], status["state"], status["reason"]) == (4, "failed", "the engine is gone")
+    assert read_events(tmp_path / "events.jsonl").events[-1]["reason"] == "the engine is gone"
+
+
+def test_the_first_real_cause_is_told_in_one_line() -> None:
+    inner = ExceptionGroup("tasks", [ExceptionGroup("groups", [ValueError("the\nindex is gone")]), KeyError("x")])
+    assert _reason(inner) == "ValueError: the index is gone"
