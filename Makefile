@@ -24,8 +24,9 @@ $(STAMP): pyproject.toml
 		--editable '.[$(EXTRA),test,dev]'
 	@touch $@
 
+# One GPU is enough: engine and learner share it, as they share the cores of a laptop.
 demo: venv
-	$(BIN)/medr3 train configs/demo.yaml
+	$(BIN)/medr3 train configs/demo.yaml $(if $(filter gpu,$(EXTRA)),rollout.engine.gpus=0.5 learner.gpus_per_worker=0.5)
 
 test: lint unit e2e
 

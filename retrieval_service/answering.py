@@ -39,7 +39,7 @@ class Answering:
             if self._failure_rate and random.random() < self._failure_rate:
                 answers[i] = SearchFailure("injected by retrieval.inject_failure_rate")
             elif query.collection not in self._index.collections:
-                answers[i] = SearchFailure(f"collection {query.collection!r} is not in the index")
+                answers[i] = SearchFailure(f"collection {query.collection!r} is not in the index", unknown_collection=True)
             elif (kept := self._cache.get(key)) is not None:
                 answers[i] = kept
             else:

@@ -13,11 +13,13 @@ from pathlib import Path
 from typing import Any
 
 from ray import serve
+from ray.serve.config import HTTPOptions
 from ray.serve.handle import DeploymentHandle
 from ray.serve.schema import LoggingConfig
 
 from retrieval_service.answering import Answering
 from retrieval_service.config import RetrievalConfig
+from retrieval_service.gateway import HOST, Gateway
 from retrieval_service.index import HybridIndex, expected_identity
 from retrieval_service.manifest import IndexManifest
 from retrieval_service.messages import ReplicaStats, SearchFailure
@@ -83,10 +85,11 @@ def deploy(index_folder: Path, config: RetrievalConfig, app_name: str) -> Deploy
 
     An index that does not fit the configuration is refused here (IndexRefused), before anything starts.
     """
-    if config.http_port:
-        raise ValueError(f"retrieval.http_port is {config.http_port}, but the service answers handle calls only; set it to 0")
     IndexManifest.read(index_folder).require(expected_identity(config), index_folder)
-    serve.start(proxy_location="Disabled")
+    if config.http_port:
+        serve.start(proxy_location="HeadOnly", http_options=HTTPOptions(host=HOST, port=config.http_port))
+    else:
+        serve.start(proxy_location="Disabled")
     deployment = serve.deployment(
         name="Replica",
         num_replicas=config.replicas,
@@ -100,7 +103,11 @@ def deploy(index_folder: Path, config: RetrievalConfig, app_name: str) -> Deploy
         max_constructor_retry_count=_STARTS,
         logging_config=LoggingConfig(log_level="WARNING", enable_access_log=False),
     )(Replica)
-    return serve.run(deployment.bind(str(index_folder.resolve()), config), name=app_name, route_prefix=None)
+    replica = deployment.bind(str(index_folder.resolve()), config)
+    if not config.http_port:
+        return serve.run(replica, name=app_name, route_prefix=None)
+    serve.run(Gateway.bind(replica, config), name=app_name, route_prefix="/")  # type: ignore[attr-defined]
+    return serve.get_deployment_handle("Replica", app_name)
 
 
 def undeploy(app_name: str) -> None:

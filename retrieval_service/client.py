@@ -18,7 +18,14 @@ from ray.serve.handle import DeploymentHandle
 
 from retrieval_service.config import RetrievalConfig
 from retrieval_service.messages import ReplicaStats, SearchFailure
-from retrieval_service.types import RetrievalError, RetrievalRejected, RetrievalTimeout, SearchQuery, SearchResult
+from retrieval_service.types import (
+    RetrievalError,
+    RetrievalRejected,
+    RetrievalTimeout,
+    SearchQuery,
+    SearchResult,
+    UnknownCollection,
+)
 
 # A search changes nothing, so it may be sent again where the answer was lost with its replica.
 _LOST = (RayActorError, WorkerCrashedError, ObjectLostError, ReplicaUnavailableError)
@@ -109,7 +116,8 @@ class RetrievalClient:
             if waiting.answer.done():
                 continue
             if isinstance(answer, SearchFailure):
-                waiting.answer.set_exception(RetrievalError(answer.reason))
+                failure = UnknownCollection if answer.unknown_collection else RetrievalError
+                waiting.answer.set_exception(failure(answer.reason))
             else:
                 waiting.answer.set_result(answer)
 

@@ -30,7 +30,7 @@ class RetrievalConfig(BaseModel):
     deadline_s: float = Field(default=10.0, gt=0, description="a search that takes longer voids its episode")
     coalesce_s: float = Field(default=0.002, ge=0, description="how long a client waits to send searches together")
     retries: int = Field(default=2, ge=0, description="times that a client sends searches again whose replica died")
-    http_port: int = Field(default=0, ge=0, le=65535, description="0: no HTTP, handle calls only")
+    http_port: int = Field(default=0, ge=0, le=65535, description="HTTP on loopback beside the handle calls; 0: none")
     inject_delay_s: float = Field(default=0.0, ge=0, description="chaos: every batch takes this much longer")
     inject_failure_rate: float = Field(default=0.0, ge=0, le=1, description="chaos: share of searches that fail")
 

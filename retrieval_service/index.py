@@ -27,7 +27,7 @@ from retrieval_service.encoders import Encoder, load_encoder
 from retrieval_service.lexical import LexicalIndex, Scope
 from retrieval_service.manifest import Identity, IndexManifest, IndexRefused, Part
 from retrieval_service.ranking import NOTHING, Ranking, Rows, fuse
-from retrieval_service.types import Hit, RetrievalError, SearchQuery, SearchResult
+from retrieval_service.types import Hit, SearchQuery, SearchResult
 from tasks.questions import Document
 
 __all__ = ["HybridIndex", "IndexRefused", "UnknownCollection"]
@@ -44,10 +44,6 @@ DOCUMENT_SCHEMA = pa.schema(
 # that no answer depends on the other queries of its batch.
 CANDIDATES = 100
 _CANARY_CHARACTERS = 200
-
-
-class UnknownCollection(RetrievalError):
-    """The query names a collection that the index does not hold."""
 
 
 class HybridIndex:

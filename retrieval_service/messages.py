@@ -10,6 +10,7 @@ class SearchFailure:
     """Takes the place of one result in a batch whose other queries were answered."""
 
     reason: str
+    unknown_collection: bool = False
 
 
 @dataclass(frozen=True, slots=True)

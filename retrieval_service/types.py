@@ -45,6 +45,10 @@ class RetrievalError(Exception):
     """The search failed: the episode is voided and its group re-leased; nothing is trained on."""
 
 
+class UnknownCollection(RetrievalError):
+    """The query names a collection that the index does not hold."""
+
+
 class RetrievalTimeout(RetrievalError):
     """No answer within the deadline."""
 

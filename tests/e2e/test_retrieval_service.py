@@ -5,19 +5,29 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import socket
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 import ray
+from ray import serve
 
 from retrieval_service.app import deploy, undeploy
 from retrieval_service.client import RetrievalClient
 from retrieval_service.config import RetrievalConfig
 from retrieval_service.index import HybridIndex, IndexRefused
-from retrieval_service.types import RetrievalError, RetrievalRejected, RetrievalTimeout, SearchQuery, SearchResult
+from retrieval_service.types import (
+    RetrievalError,
+    RetrievalRejected,
+    RetrievalTimeout,
+    SearchQuery,
+    SearchResult,
+    UnknownCollection,
+)
 from tasks.questions import Document
 
 pytestmark = pytest.mark.e2e
@@ -66,7 +76,7 @@ def test_searches_are_answered_together_and_remembered(app: str, folder: Path) -
     client = RetrievalClient(handle, CONFIG)
 
     async def from_this_process() -> None:
-        with pytest.raises(RetrievalError, match="collection 'ward-9' is not in the index"):
+        with pytest.raises(UnknownCollection, match="collection 'ward-9' is not in the index"):
             await client.search(SearchQuery(query="finding", collection="ward-9"))
         for repeated in (False, True):
             for document, result in zip(DOCUMENTS, await outcomes(client, range(200)), strict=True):
@@ -136,3 +146,22 @@ def test_a_missed_deadline_and_a_full_queue_are_typed(app: str, folder: Path) ->
 def test_a_wrong_index_is_refused_before_anything_starts(app: str, folder: Path) -> None:
     with pytest.raises(IndexRefused, match="built with dimensions 64, wanted is 32"):
         deploy(folder, CONFIG.model_copy(update={"dimensions": 32}), app)
+
+
+def test_http_speaks_our_protocol_and_search_r1s(app: str, folder: Path) -> None:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    serve.shutdown()  # the HTTP side is decided when Serve starts
+    deploy(folder, CONFIG.model_copy(update={"http_port": port}), app)
+    with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=30) as http:
+        found = http.post("/search", json={"query": DOCUMENTS[7].text, "k": 1, "collection": "ward-1"}).json()
+        assert found["hits"][0]["id"] == "d7"
+        assert found["index_hash"]
+        asked = {"queries": [DOCUMENTS[7].text, DOCUMENTS[8].text], "topk": 2, "return_scores": True}
+        result = http.post("/retrieve", json=asked).json()["result"]
+        assert [hits[0]["document"]["id"] for hits in result] == ["d7", "d8"]
+        assert result[0][0]["document"]["contents"] == DOCUMENTS[7].text
+        assert result[0][0]["score"] > 0
+        assert http.post("/search", json={"query": "finding", "collection": "ward-9"}).status_code == 404
+        assert http.post("/search", json={"query": "", "k": 0}).status_code == 422
