@@ -27,7 +27,7 @@ from retrieval_service.encoders import Encoder, load_encoder
 from retrieval_service.lexical import LexicalIndex, Scope
 from retrieval_service.manifest import Identity, IndexManifest, IndexRefused, Part
 from retrieval_service.ranking import NOTHING, Ranking, Rows, fuse
-from retrieval_service.types import Hit, SearchQuery, SearchResult
+from retrieval_service.types import Hit, SearchQuery, SearchResult, UnknownCollection
 from tasks.questions import Document
 
 __all__ = ["HybridIndex", "IndexRefused", "UnknownCollection"]
