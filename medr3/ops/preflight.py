@@ -110,7 +110,7 @@ def check_run_folder(run_folder: Path) -> Check:
 def check_disk(run_folder: Path, needed: int) -> Check:
     existing = next(folder for folder in (run_folder.absolute(), *run_folder.absolute().parents) if folder.exists())
     usage = shutil.disk_usage(existing)
-    full = 1 - usage.free / usage.total
+    full = 1 - usage.free / usage.total if usage.total else 1.0  # a pseudo file system holds nothing
     ok = usage.free >= needed and full < RAY_DISK_LIMIT
     found = f"{_gib(usage.free)} free, {full:.0%} full"
     return Check(

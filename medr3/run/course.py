@@ -45,11 +45,11 @@ class Course:
         journal = self._open_journal()
         try:
             journal.status(state="preparing", phase="", step=self._progress.step)
+            with watchdog.stage("build index"):  # before anything is started, for it may be refused
+                folder = await asyncio.to_thread(prepare_index, config, universe)
             with watchdog.stage("start ray"):
                 await asyncio.to_thread(connect_ray, config)
                 self._on_ray_started()
-            with watchdog.stage("build index"):
-                folder = await asyncio.to_thread(prepare_index, config, universe)
             with watchdog.stage("cold start"):
                 model = await prepare_model(config, universe, folder, journal.say)
             version = WeightVersion(manifest.generation + 1 if manifest else 1, self._progress.step)

@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from medr3.errors import UserError
-from medr3.ops.preflight import Needs, available_memory, check_port, check_run_folder, preflight
+from medr3.ops.preflight import Needs, available_memory, check_disk, check_port, check_run_folder, preflight
 
 ROOT = Path(__file__).parents[2]
 
@@ -79,3 +79,7 @@ def test_the_head_runs_no_work_and_only_engines_are_spot(cluster: dict[str, Any]
     workers = {name: kind for name, kind in types.items() if name != cluster["head_node_type"]}
     assert all(kind["min_workers"] <= kind["max_workers"] for kind in workers.values())
     assert sum(kind["max_workers"] for kind in workers.values()) <= cluster["max_workers"]
+
+
+def test_a_pseudo_file_system_is_no_disk() -> None:
+    assert not check_disk(Path("/proc/run"), needed=1).ok
