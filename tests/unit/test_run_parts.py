@@ -39,7 +39,7 @@ def test_overrides_reach_lists_and_new_sections() -> None:
         ("curriculum.phases.2.reward=nothing", "wants reward recipe 'nothing'"),
         ("learner.dtype=bfloat16", "must compute alike"),
         ("budget.max_response_tokens=600", "no room for a prompt"),
-        ("curriculum.phases.0.min_steps=91", "above max_steps"),
+        ("curriculum.phases.0.min_steps=131", "above max_steps"),
         ("rollout.num_engine=2", "Extra inputs"),
     ],
 )
