@@ -18,7 +18,10 @@ from pathlib import Path
 import psutil
 import pytest
 
-pytestmark = [pytest.mark.e2e, pytest.mark.timeout(400)]
+from tests.e2e import small_run
+from trajectories.audit import audit
+
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]
 
 ROOT = Path(__file__).parents[2]
 START_TIMEOUT_S = 180  # 5 s on idle cores; minutes where other tests have them
@@ -70,7 +73,7 @@ def cluster() -> Iterator[Cluster]:
     log = (folder / "start.log").open("w")
     head = subprocess.Popen(
         [
-            "ray", "start", "--head", "--block", "--num-cpus=2", "--node-ip-address=127.0.0.1", f"--port={gcs}",
+            "ray", "start", "--head", "--block", "--num-cpus=8", "--node-ip-address=127.0.0.1", f"--port={gcs}",
             "--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard}", f"--ray-client-server-port={client}",
             f"--dashboard-agent-listen-port={agent}", f"--dashboard-agent-grpc-port={agent_grpc}",
             f"--metrics-export-port={metrics}", f"--temp-dir={folder}", "--object-store-memory=100000000",
@@ -144,3 +147,28 @@ def test_a_training_is_sent_with_its_checkout_and_without_what_does_not_belong_t
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("FAILED")
     assert "medr3: learner.workers: input should be greater than or equal to 1, got 0" in done.stdout
+
+
+def test_a_submitted_training_trains_and_is_stopped(cluster: Cluster, tmp_path: Path) -> None:
+    folder = tmp_path / "submitted"
+    submitted = cluster.medr3(
+        "submit",
+        "configs/demo.yaml",
+        "--address",
+        cluster.address,
+        *small_run.SMALL,
+        f"run.folder={folder}",
+        "run.name=submitted",
+    )
+    assert submitted.returncode == 0, submitted.stderr
+    job = submitted.stdout.split()[1].rstrip(";")
+    deadline = time.monotonic() + 300
+    while not (folder / "manifest.json").exists():
+        found = json.loads(cluster.medr3("status", "--address", cluster.address, job, "--json").stdout)
+        assert found["status"] in ("PENDING", "RUNNING"), cluster.jobs(f"print(client.get_job_logs({job!r}))")[-3000:]
+        assert time.monotonic() < deadline, cluster.jobs(f"print(client.get_job_logs({job!r}))")[-3000:]
+        time.sleep(2)
+    assert json.loads(cluster.medr3("status", str(folder), "--json").stdout)["step"] >= 0
+    stopped = cluster.medr3("stop", "--address", cluster.address, job)
+    assert stopped.stdout.strip() == f"{job}: STOPPED", stopped.stderr
+    assert audit(folder).violations == []
