@@ -7,7 +7,6 @@ combination that no training text contains, of syllables that all of them do: it
 from __future__ import annotations
 
 import random
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tasks.prompting import TAGS
@@ -79,8 +78,3 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
     )
     fast.chat_template = CHAT_TEMPLATE
     return fast
-
-
-def save_tokenizer(folder: Path) -> None:
-    """Writes the tokenizer beside the weights, as `transformers` and vLLM expect it."""
-    build_tokenizer().save_pretrained(str(folder))

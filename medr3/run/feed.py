@@ -46,7 +46,7 @@ class Feed:
             group = state.ledger.group(group_id)
             question = state.universe.question(group.question_id)
             rules = state.config.rules(group.phase, question.source)
-            lease_s = state.config.rollout.group_timeout_s * 2  # the pool ends a late group itself; this is the second net
+            lease_s = state.config.rollout.group_timeout_s  # the pool keeps it: a late group comes back as GroupVoided
             attempt = state.ledger.start(group_id, "pool", state.version, time.monotonic(), lease_s)
             request = GroupRequest(
                 run_id=state.config.run.name, group_id=group_id, attempt=attempt, phase=group.phase, question=question,

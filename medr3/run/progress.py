@@ -29,7 +29,6 @@ class Progress:
     seconds: dict[str, float] = field(default_factory=dict)  # by stage, of earlier processes
     heldout_by_phase: dict[str, dict[str, dict[str, Any]]] = field(default_factory=dict)
     phases: list[dict[str, Any]] = field(default_factory=list)
-    best: float = 0.0  # mean training reward of the last step
     _started: float = field(default_factory=time.monotonic)
 
     def new_group_id(self) -> str:
