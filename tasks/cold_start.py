@@ -27,9 +27,7 @@ if TYPE_CHECKING:
 
 PROBE_EVERY = 50  # steps between two probes of the gates
 PROBE_SIZE = 128
-STALLED_PROBES = (
-    8  # without a gain: one start in three settles on matching evidence levels instead of entities, and stays there
-)
+STALLED_PROBES = 8  # without a gain: a start that matches evidence levels instead of entities stays there
 GAIN = 0.01
 DECAY_SHARE = 0.25  # the learning rate falls to zero over the last quarter
 DEMONSTRATION_OFFSET = 1_000_000  # question indices of the teacher: far from those that reinforcement learning asks
@@ -80,6 +78,16 @@ def _collate(rows: list[tuple[list[int], list[int]]], padding: int) -> _Batch:
     )
 
 
+def _skills(row: tuple[list[int], list[int]], tokenizer: PreTrainedTokenizerFast) -> list[str | None]:
+    """The skill that every token of an encoded demonstration tests; None for those that the model does not write."""
+    ids, labels = row
+    own = [i for i, label in enumerate(labels) if label != IGNORED]
+    skills: list[str | None] = [None] * len(ids)
+    for i, skill in zip(own, classify(tokenizer.convert_ids_to_tokens([ids[i] for i in own])), strict=True):
+        skills[i] = skill
+    return skills
+
+
 @dataclass(frozen=True)
 class _Probe:
     """Held-out texts with the skill of every token, for teacher-forced accuracy per skill."""
@@ -90,15 +98,7 @@ class _Probe:
     @classmethod
     def build(cls, demonstrations: list[Demonstration], tokenizer: PreTrainedTokenizerFast) -> _Probe:
         rows = [encode(demonstration, tokenizer) for demonstration in demonstrations]
-        skills = []
-        for ids, labels in rows:
-            own = [i for i, label in enumerate(labels) if label != IGNORED]
-            found = classify(tokenizer.convert_ids_to_tokens([ids[i] for i in own]))
-            row: list[str | None] = [None] * len(ids)
-            for i, skill in zip(own, found, strict=True):
-                row[i] = skill
-            skills.append(row)
-        return cls(_collate(rows, tokenizer.pad_token_id), skills)
+        return cls(_collate(rows, tokenizer.pad_token_id), [_skills(row, tokenizer) for row in rows])
 
     def accuracy(self, model: Qwen2ForCausalLM) -> dict[str, float]:
         """Share of right next tokens, per skill."""
@@ -134,13 +134,8 @@ class _Curriculum:
 
     def _certain(self, row: tuple[list[int], list[int]]) -> tuple[list[int], list[int]]:
         """Loss only where recall decides: which line comes next is chance, and its gradient would be noise."""
-        ids, labels = row
-        own = [i for i, label in enumerate(labels) if label != IGNORED]
-        skills = classify(self._tokenizer.convert_ids_to_tokens([ids[i] for i in own]))
-        for i, skill in zip(own, skills, strict=True):
-            if skill is None:
-                labels[i] = IGNORED
-        return ids, labels
+        skills = _skills(row, self._tokenizer)
+        return row[0], [IGNORED if skill is None else label for label, skill in zip(row[1], skills, strict=True)]
 
     def mixed(self, count: int) -> list[tuple[list[int], list[int]]]:
         drills = sum(self._rng.random() < self._config.drill_share for _ in range(count))
@@ -296,4 +291,4 @@ def cold_start(
             unfinished.rename(folder)
             return report
         yield f"cold start: attempt {number} stalled, restarting with another data order"
-    raise ColdStartStalled(f"the cold start stalled {config.attempts} times; raise cold_start.max_seconds or change the seed")
+    raise ColdStartStalled(f"the cold start stalled {config.attempts} times; raise cold_start.max_steps or change the seed")

@@ -22,7 +22,6 @@ from tasks.world import Universe
 from trajectories.audit import audit
 from trajectories.events import EventKind, EventLog
 from trajectories.ledger import Ledger
-from trajectories.publication import Publication
 from trajectories.schema import WeightVersion
 from trajectories.store import TrajectoryStore
 
@@ -63,8 +62,8 @@ class Course:
                     model,
                     version,
                     checkpoint,
-                    lambda ack: journal.acks([ack]),
-                    self._published(journal),
+                    journal.ack,
+                    journal.published,
                 )
             try:
                 state = self._state(services, universe, index_hash(folder), journal, version)
@@ -101,18 +100,6 @@ class Course:
                 EventKind.RESUMED, generation=version.generation, step=manifest.step, position=manifest.events
             )
             journal.say(f"resumed at step {manifest.step} in phase {manifest.controller['phase']}")
-
-    @staticmethod
-    def _published(journal: Journal) -> Callable[[Publication], None]:
-        def announce(publication: Publication) -> None:
-            journal.events.append(
-                EventKind.PUBLISHED,
-                version=str(publication.version),
-                step=publication.version.number,
-                checksum=publication.checksum,
-            )
-
-        return announce
 
     def _state(self, services: Services, universe: Universe, index: str, journal: Journal, version: WeightVersion) -> RunState:
         config, manifest = self._config, self._manifest

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import socket
 import time
@@ -19,7 +20,7 @@ from medr3.run.manifest import write_json
 from trajectories.events import EventKind, EventLog
 from trajectories.groups import Outcome
 from trajectories.ledger import Ledger
-from trajectories.publication import WeightAck
+from trajectories.publication import Publication, WeightAck
 from trajectories.schema import WeightVersion
 from trajectories.store import TrajectoryStore, with_ending
 
@@ -44,12 +45,18 @@ class Journal:
     store: TrajectoryStore
     _unstored: list[pa.Table] = field(default_factory=list)
 
-    def acks(self, acks: list[WeightAck]) -> None:
-        for ack in acks:
-            self.events.append(
-                EventKind.ACK, engine_id=ack.engine_id, version=str(ack.version), ok=ack.ok, checksum=ack.checksum,
-                canary_difference=ack.canary_difference, reason=ack.reason,
-            )  # fmt: skip
+    def published(self, publication: Publication) -> None:
+        """New weights; the publish number is the step that made them."""
+        version = publication.version
+        self.events.append(EventKind.PUBLISHED, version=str(version), step=version.number, checksum=publication.checksum)
+
+    def ack(self, ack: WeightAck) -> None:
+        """An engine's answer. One that refused the file has no canary to tell of, and JSON has no NaN."""
+        difference = ack.canary_difference if math.isfinite(ack.canary_difference) else None
+        self.events.append(
+            EventKind.ACK, engine_id=ack.engine_id, version=str(ack.version), ok=ack.ok, checksum=ack.checksum,
+            canary_difference=difference, reason=ack.reason,
+        )  # fmt: skip
 
     def endings(self, ledger: Ledger, finished: dict[str, FinishedGroup], learner: WeightVersion) -> None:
         """Writes down every group that ended since the last call, and keeps its rows for the step's file."""

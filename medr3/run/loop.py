@@ -74,7 +74,7 @@ class TrainingLoop:
             )  # fmt: skip
         learned = time.monotonic() - started - waited
         with state.watchdog.stage("sync"):
-            await self._publish(result.publication, step)
+            await self._publish(result.publication)
         state.ledger.trained(batch, step)
         state.progress.step = step
         state.journal.endings(state.ledger, state.finished, trained_at)
@@ -85,7 +85,7 @@ class TrainingLoop:
         metrics |= {
             "rollout/tokens_per_s": tokens / seconds, "rollout/episodes_per_s": sum(len(g.summary.rewards) for g in groups) / seconds,
             "time/rollout": waited, "time/learn": learned, "time/sync": seconds - waited - learned,
-            "learner/learning_rate": phase.learning_rate, "curriculum/phase_index": float(state.controller.phase_index),
+            "curriculum/phase_index": float(state.controller.phase_index),
         }  # fmt: skip
         state.progress.model_tokens += tokens
         state.progress.rollout_s += seconds
@@ -114,11 +114,9 @@ class TrainingLoop:
             await state.arrived.wait()
         return batch
 
-    async def _publish(self, publication: Publication, step: int) -> None:
+    async def _publish(self, publication: Publication) -> None:
         state = self._state
-        state.journal.events.append(
-            EventKind.PUBLISHED, version=str(publication.version), step=step, checksum=publication.checksum
-        )
+        state.journal.published(publication)
         await state.pool.update(publication)  # each ack is written down as it comes
         state.version = publication.version
 

@@ -10,6 +10,7 @@ import zlib
 from collections.abc import Callable, Generator
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -90,16 +91,12 @@ def _teach(
 
     torch.set_num_threads(config.cpu_threads)
     index = HybridIndex.load(Path(index_folder), retrieval)
-    remembered: dict[tuple[str, str], list[Document]] = {}
 
+    @cache  # the demonstrations ask far fewer different questions than there are demonstrations
     def search(collection: str, query: str) -> list[Document]:
         """The teacher sees what the retrieval service would answer."""
-        if (collection, query) not in remembered:
-            result = index.search([SearchQuery(query=query, k=top_k, collection=collection, mode=retrieval.mode)])[0]
-            remembered[collection, query] = [
-                Document(id=hit.id, text=hit.text, evidence_level=hit.evidence_level or None) for hit in result.hits
-            ]
-        return remembered[collection, query]
+        result = index.search([SearchQuery(query=query, k=top_k, collection=collection, mode=retrieval.mode)])[0]
+        return [Document(id=hit.id, text=hit.text, evidence_level=hit.evidence_level or None) for hit in result.hits]
 
     yield from cold_start(universe, config, search, seed, Path(folder))
 
@@ -184,11 +181,10 @@ async def _stop(pools: list[RolloutPool], learner: LearnerClient, app_name: str)
 def canary_tokens(universe: Universe, model: Path) -> list[int]:
     """A teacher episode on a gate question: text that the policy knows well, so that any wrong weight shows."""
     world = universe.held_out["gate"]
-    facts = {(fact.relation, fact.subject): list(fact.documents) for fact in world.facts.values()}
 
     def search(collection: str, query: str) -> list[Document]:
         relation, subject = query.split()
-        return facts[relation, subject]
+        return list(world.facts[relation, subject].documents)
 
     demonstration = demonstrate(world, world.question("world/joint", 0), random.Random(0), search)
     ids, _ = encode(demonstration, load_tokenizer(model))

@@ -12,6 +12,9 @@ from pydantic import ValidationError
 
 from medr3.config import RunConfig, load
 from medr3.errors import UserError
+from medr3.observe.config import TrackingConfig
+from medr3.observe.tracker import Tracker
+from medr3.run.journal import Journal
 from medr3.run.manifest import Manifest, prune_checkpoints, read_manifest, write_manifest
 from medr3.run.progress import Progress
 from medr3.run.sampler import QuestionSampler
@@ -20,6 +23,9 @@ from medr3.run.watchdog import RunStalled, Watchdog
 from tasks.config import WorldConfig
 from tasks.world import Universe
 from trajectories.events import EventLog, read_events
+from trajectories.publication import WeightAck
+from trajectories.schema import WeightVersion
+from trajectories.store import TrajectoryStore
 
 DEMO = Path(__file__).parents[2] / "configs" / "demo.yaml"
 
@@ -161,3 +167,14 @@ def test_a_failed_run_says_so_in_its_status_and_its_events(tmp_path: Path) -> No
 def test_the_first_real_cause_is_told_in_one_line() -> None:
     inner = ExceptionGroup("tasks", [ExceptionGroup("groups", [ValueError("the\nindex is gone")]), KeyError("x")])
     assert _reason(inner) == "ValueError: the index is gone"
+
+
+@pytest.mark.parametrize("difference", [float("nan"), float("inf")])
+def test_a_refused_ack_without_a_canary_is_written_down(tmp_path: Path, difference: float) -> None:
+    with EventLog(tmp_path / "events.jsonl") as events:
+        journal = Journal(
+            tmp_path, events, Tracker(tmp_path, TrackingConfig(wandb="disabled")), TrajectoryStore(tmp_path / "t")
+        )
+        journal.ack(WeightAck("engine-0.0", WeightVersion(1, 2), False, "", difference, "the file is corrupt"))
+    event = read_events(tmp_path / "events.jsonl").events[-1]
+    assert (event["ok"], event["reason"], event["canary_difference"]) == (False, "the file is corrupt", None)
