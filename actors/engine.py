@@ -23,6 +23,10 @@ _CANARY_PRIORITY = -1
 # Tokens of one scheduler step on a CPU: prefills a batch of short prompts at once without stalling what decodes for long.
 _CPU_BATCHED_TOKENS = 4096
 
+# For glibc: what one layer's update frees serves the next layer instead of going back to the kernel, whose fresh pages cost more
+# than the copy into them. A load takes half the time.
+_KEEP_FREED_MEMORY = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2**40)}
+
 
 class Completion(NamedTuple):
     """What one request sampled: ids, their log-probabilities as sampled from, and which weights sampled which of them."""
@@ -44,6 +48,7 @@ def engine_environment(config: EngineConfig) -> dict[str, str]:
         "OMP_WAIT_POLICY": "PASSIVE",  # spinning threads took four times the processor time, from the learner as well
         # Otherwise the first log-probability compiles a helper even in eager mode: seconds, and it needs a C++ compiler.
         **({"TORCHDYNAMO_DISABLE": "1"} if config.enforce_eager else {}),
+        **({} if config.gpus else _KEEP_FREED_MEMORY),
     }
 
 
@@ -162,8 +167,8 @@ class PolicyEngine:
             try:
                 await self._engine().pause_generation(mode="keep", clear_cache=True)
                 clock.lap("pause")
-                checksum = await self._transfer(publication)
-                clock.lap("transfer")
+                checksum, stages = await self._transfer(publication)
+                clock.lap("calls", of_which=stages)
                 difference = await self._canary_difference(publication.canary)
                 clock.lap("canary")
                 passed = difference <= self._tolerance
@@ -195,8 +200,8 @@ class PolicyEngine:
             self._llm.shutdown(timeout=0)
             self._llm = None
 
-    async def _transfer(self, publication: Publication) -> str:
-        """Every worker loads the file; what they read must be the same, and what was announced."""
+    async def _transfer(self, publication: Publication) -> tuple[str, dict[str, float]]:
+        """Every worker loads the file; what they read must be the same, and what was announced. The slowest one's seconds."""
         from vllm.distributed.weight_transfer.base import WeightTransferUpdateRequest
 
         engine = self._engine()
@@ -204,10 +209,11 @@ class PolicyEngine:
         update = {"path": publication.path, "checksum": publication.checksum, "mend_tied_output": self.mend_tied_output}
         await engine.update_weights(WeightTransferUpdateRequest(update))
         await engine.finish_weight_update(weight_version=str(publication.version))
-        checksums = set(await engine.collective_rpc("received_weights_checksum"))
+        received = await engine.collective_rpc("received_weights")
+        checksums = {checksum for checksum, _ in received}
         if checksums != {publication.checksum}:
             raise ValueError(f"the workers read {sorted(checksums)}, announced was {publication.checksum}")
-        return publication.checksum
+        return publication.checksum, max((seconds for _, seconds in received), key=lambda seconds: sum(seconds.values()))
 
     async def _canary_difference(self, canary: Canary) -> float:
         """Resumes with the canary first in the queue; the largest difference of its log-probabilities to the learner's."""
@@ -306,9 +312,11 @@ class _Clock:
         self.laps: dict[str, float] = {}
         self._begun = self._last = time.perf_counter()
 
-    def lap(self, name: str) -> None:
+    def lap(self, name: str, of_which: dict[str, float] | None = None) -> None:
+        """Stages that another process timed within this one are told apart from it: laps add up to the total."""
         now = time.perf_counter()
-        self.laps[name] = now - self._last
+        within = of_which or {}
+        self.laps |= {**within, name: now - self._last - sum(within.values())}
         self._last = now
 
     def total(self) -> float:

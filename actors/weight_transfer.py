@@ -7,18 +7,23 @@ process, so the package must be installed wherever an engine runs.
 from __future__ import annotations
 
 import logging
+import time
+import warnings
 from dataclasses import dataclass
+from math import prod
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
 from vllm.distributed.weight_transfer import WeightTransferEngineFactory
 from vllm.distributed.weight_transfer.base import WeightTransferEngine, WeightTransferInitInfo, WeightTransferUpdateInfo
 
 from actors.process_guard import exit_with_parent
-from trajectories.checksum import weights_checksum
+from trajectories.checksum import MappedWeights
 
 BACKEND = "medr3_shm"
+
+# What the learner publishes, in safetensors' words.
+_DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16}
 
 # It warns at every update about layers that own no weights (rotary embeddings, a tied output layer).
 logging.getLogger("vllm.model_executor.model_loader.reload.layerwise").setLevel(logging.ERROR)
@@ -51,6 +56,7 @@ class SharedMemoryWeights(WeightTransferEngine[SharedMemoryInit, SharedMemoryUpd
     init_info_cls = SharedMemoryInit
     update_info_cls = SharedMemoryUpdate
     received_checksum = ""
+    seconds: dict[str, float]
 
     def init_transfer_engine(self, init_info: SharedMemoryInit) -> None:
         """Nothing to set up."""
@@ -66,20 +72,26 @@ class SharedMemoryWeights(WeightTransferEngine[SharedMemoryInit, SharedMemoryUpd
 
     def update_weights(self, update_info: dict[str, Any]) -> None:
         self.receive_weights(self.parse_update_info(update_info))
-        if self.device.type != "cpu":
-            torch.accelerator.synchronize()
 
     def receive_weights(self, update_info: SharedMemoryUpdate) -> None:
-        self.received_checksum = weights_checksum(update_info.path)
-        if self.received_checksum != update_info.checksum:
-            raise ValueError(f"{update_info.path}: checksum {self.received_checksum}, announced was {update_info.checksum}")
-        weights = load_file(update_info.path, device="cpu")  # maps the file, copies nothing
+        """The end of the `with` block proves that nothing of the model is left in the file: a view would keep it open."""
+        began = time.perf_counter()
+        with MappedWeights(update_info.path) as file:
+            self.received_checksum = file.checksum(file.digests())
+            if self.received_checksum != update_info.checksum:
+                raise ValueError(f"{update_info.path}: checksum {self.received_checksum}, announced was {update_info.checksum}")
+            checked = time.perf_counter()
+            self._load(_views(file), update_info.mend_tied_output)
+        self.seconds = {"checksum": checked - began, "load": time.perf_counter() - checked}
+
+    def _load(self, weights: dict[str, torch.Tensor], mend_tied_output: bool) -> None:
         if self.device.type == "cpu":
             self._reload_packed(weights)
-            if update_info.mend_tied_output:
+            if mend_tied_output:
                 self._repack_tied_output()
         else:
             self.model.load_weights(weights.items())
+            torch.accelerator.synchronize()
 
     def _reload_packed(self, weights: dict[str, torch.Tensor]) -> None:
         """vLLM repacks weights for the CPU, so they are loaded layer by layer into fresh tensors and packed again."""
@@ -102,10 +114,22 @@ class SharedMemoryWeights(WeightTransferEngine[SharedMemoryInit, SharedMemoryUpd
                 module.quant_method.process_weights_after_loading(module)
 
 
+def _views(file: MappedWeights) -> dict[str, torch.Tensor]:
+    """The tensors where they stand in the file."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "The given buffer is not writable")  # and nobody writes to it
+        return {
+            tensor.name: torch.frombuffer(
+                file.bytes, dtype=_DTYPES[tensor.dtype], count=prod(tensor.shape), offset=tensor.begin
+            ).view(tensor.shape)
+            for tensor in sorted(file.tensors, key=lambda tensor: tensor.begin)  # the writer's order, layer after layer
+        }
+
+
 class WeightReport:
-    """Mixed into vLLM's workers: lets the engine ask each one what it really read."""
+    """Mixed into vLLM's workers: lets the engine ask each one what it really read, and how long each stage took."""
 
     weight_transfer_engine: SharedMemoryWeights
 
-    def received_weights_checksum(self) -> str:
-        return self.weight_transfer_engine.received_checksum
+    def received_weights(self) -> tuple[str, dict[str, float]]:
+        return self.weight_transfer_engine.received_checksum, self.weight_transfer_engine.seconds

@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TypeVar
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from trajectories.schema import WeightVersion
+from trajectories.schema import Source, WeightVersion
 
-COLUMNS = ("group_id", "episode_id", "token_ids", "loss_mask", "logprobs", "versions", "reward", "temperature")
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
+
+COLUMNS = (
+    "group_id", "episode_id", "token_ids", "loss_mask", "logprobs", "segments", "versions", "reward", "turn_rewards", "temperature",
+)  # fmt: skip
 Scalar = TypeVar("Scalar", bound=np.generic)
 NO_VERSION = -1  # of a token that no engine sampled
+NO_TURN = -1  # of a token that the model did not write
+OUTCOME_DIGITS = 5  # a reward of a few units in 32 bits is exact to about 6
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,13 +34,26 @@ class EpisodeBatch:
     behaviour_t: NDArray[np.float32]  # log-probability that the engine sampled the token with
     generation_t: NDArray[np.int32]
     number_t: NDArray[np.int32]
-    reward_e: NDArray[np.float32]
+    turn_t: NDArray[np.int32]  # the model's turn that a token belongs to
+    process_t: NDArray[np.float32]  # a turn's process rewards, at its last token; 0 elsewhere
+    reward_e: NDArray[np.float32]  # the whole: of the outcome and of all turns
     temperature_e: NDArray[np.float32]
     group_e: NDArray[np.int64]
+
+    def __len__(self) -> int:
+        return len(self.reward_e)
 
     @property
     def lengths(self) -> NDArray[np.int64]:
         return np.diff(self.offsets)
+
+    @property
+    def outcome_e(self) -> NDArray[np.float64]:
+        """The reward without its turns' shares; rounded, because parts in 32 bits do not add up and equals must stay equal."""
+        whole_e = self.reward_e.astype(np.float64)
+        if not self.process_t.any():
+            return whole_e
+        return (whole_e - np.add.reduceat(self.process_t.astype(np.float64), self.offsets[:-1])).round(OUTCOME_DIGITS)
 
     def sampled_by(self, version: WeightVersion) -> NDArray[np.bool_]:
         """Which tokens were sampled under exactly this version."""
@@ -41,6 +62,16 @@ class EpisodeBatch:
     def per_token(self, values_e: NDArray[Scalar]) -> NDArray[Scalar]:
         """One value per episode, repeated for each of its tokens."""
         return np.repeat(values_e, self.lengths)
+
+    def select(self, rows: NDArray[np.int64]) -> EpisodeBatch:
+        """Some episodes, in the order of `rows`, as a batch of their own."""
+        lengths = self.lengths[rows]
+        offsets = np.concatenate([[0], np.cumsum(lengths)])
+        tokens = np.repeat(self.offsets[rows] - offsets[:-1], lengths) + np.arange(offsets[-1])
+        values: dict[str, NDArray] = {"offsets": offsets}
+        for field in fields(self)[1:]:
+            values[field.name] = getattr(self, field.name)[tokens if field.name.endswith("_t") else rows]
+        return EpisodeBatch(**values)
 
 
 def read_batch(tables: list[pa.Table]) -> EpisodeBatch:
@@ -56,6 +87,7 @@ def read_batch(tables: list[pa.Table]) -> EpisodeBatch:
     offsets, token_ids_t = _lists(table, "token_ids")
     loss_mask_t = _aligned(table, "loss_mask", offsets)
     generation_t, number_t = _version_per_token(table, offsets)
+    turn_t = _turn_per_token(table, offsets)
     batch = EpisodeBatch(
         offsets=offsets,
         token_ids_t=token_ids_t,
@@ -63,6 +95,8 @@ def read_batch(tables: list[pa.Table]) -> EpisodeBatch:
         behaviour_t=_aligned(table, "logprobs", offsets),
         generation_t=generation_t,
         number_t=number_t,
+        turn_t=turn_t,
+        process_t=_process_rewards(table, turn_t, offsets),
         reward_e=_array(table, "reward").to_numpy(zero_copy_only=False),
         temperature_e=_array(table, "temperature").to_numpy(zero_copy_only=False),
         group_e=_array(table, "group_id").dictionary_encode().indices.to_numpy().astype(np.int64),
@@ -91,22 +125,51 @@ def _aligned(table: pa.Table, name: str, offsets: NDArray[np.int64]) -> NDArray:
     return values
 
 
-def _version_per_token(table: pa.Table, offsets: NDArray[np.int64]) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
-    lists = _array(table, "versions")
+def _spans(
+    table: pa.Table, name: str, offsets: NDArray[np.int64]
+) -> tuple[pa.StructArray, NDArray[np.int64], NDArray[np.int64]]:
+    """The spans of a column, how long each is, and the flat index of every token that they cover, span by span."""
+    lists = _array(table, name)
     spans = lists.flatten()
     episode_s = np.repeat(np.arange(len(offsets) - 1), np.diff(lists.offsets.to_numpy()))
-    start_s, end_s, generation_s, number_s = (
-        spans.field(name).to_numpy(zero_copy_only=False) for name in ("start", "end", "generation", "number")
-    )
+    start_s, end_s = (spans.field(edge).to_numpy(zero_copy_only=False) for edge in ("start", "end"))
     length_s = (end_s - start_s).astype(np.int64)
     if len(spans) and (start_s.min() < 0 or length_s.min() < 0 or (end_s > np.diff(offsets)[episode_s]).any()):
-        raise ValueError("a version span leaves its episode: rows must pass trajectories.schema.check")
+        raise ValueError(f"column {name}: a span leaves its episode: rows must pass trajectories.schema.check")
     first_s = offsets[episode_s] + start_s
     tokens = np.repeat(first_s - (np.cumsum(length_s) - length_s), length_s) + np.arange(length_s.sum())
+    return spans, length_s, tokens
+
+
+def _version_per_token(table: pa.Table, offsets: NDArray[np.int64]) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
+    spans, length_s, tokens = _spans(table, "versions", offsets)
     generation_t, number_t = (np.full(offsets[-1], NO_VERSION, np.int32) for _ in range(2))
-    generation_t[tokens] = np.repeat(generation_s, length_s)
-    number_t[tokens] = np.repeat(number_s, length_s)
+    for values_t, name in ((generation_t, "generation"), (number_t, "number")):
+        values_t[tokens] = np.repeat(spans.field(name).to_numpy(zero_copy_only=False), length_s)
     return generation_t, number_t
+
+
+def _turn_per_token(table: pa.Table, offsets: NDArray[np.int64]) -> NDArray[np.int32]:
+    segments, length_s, tokens = _spans(table, "segments", offsets)
+    from_model_s = pc.equal(segments.field("source"), Source.MODEL.value).to_numpy(zero_copy_only=False)
+    turn_s = np.where(from_model_s, segments.field("turn").to_numpy(zero_copy_only=False), NO_TURN)
+    turn_t = np.full(offsets[-1], NO_TURN, np.int32)
+    turn_t[tokens] = np.repeat(turn_s, length_s)
+    return turn_t
+
+
+def _process_rewards(table: pa.Table, turn_t: NDArray[np.int32], offsets: NDArray[np.int64]) -> NDArray[np.float32]:
+    lists = _array(table, "turn_rewards")
+    rewards = lists.flatten()
+    process_t = np.zeros(offsets[-1], np.float32)
+    episode_r = np.repeat(np.arange(len(offsets) - 1), np.diff(lists.offsets.to_numpy()))
+    turn_r, value_r = (rewards.field(name).to_numpy(zero_copy_only=False) for name in ("turn", "value"))
+    for episode, turn, value in zip(episode_r.tolist(), turn_r.tolist(), value_r.tolist(), strict=True):
+        own = np.flatnonzero(turn_t[offsets[episode] : offsets[episode + 1]] == turn)
+        if turn < 0 or not len(own):
+            raise ValueError(f"episode {table['episode_id'][episode]}: a process reward for turn {turn}, which has no tokens")
+        process_t[offsets[episode] + own[-1]] += value
+    return process_t
 
 
 def _refuse_untrainable(batch: EpisodeBatch, table: pa.Table) -> None:
@@ -122,5 +185,23 @@ def _refuse_untrainable(batch: EpisodeBatch, table: pa.Table) -> None:
     if broken.any():
         episode = int(np.searchsorted(batch.offsets, broken.argmax(), side="right")) - 1
         refuse(episode, "a trained token has no weight version or its log-probability is not finite")
-    if not np.isfinite(batch.reward_e).all():
-        refuse(int((~np.isfinite(batch.reward_e)).argmax()), "its reward is not finite")
+
+
+def finite_groups(batch: EpisodeBatch) -> NDArray[np.bool_]:
+    """Which episodes belong to a group whose rewards are all finite: a group is trained whole or not at all."""
+    finite_e = np.isfinite(batch.reward_e) & np.isfinite(np.add.reduceat(batch.process_t, batch.offsets[:-1]))
+    return ~np.isin(batch.group_e, batch.group_e[~finite_e])
+
+
+def refuse_foreign(batch: EpisodeBatch, model: PretrainedConfig) -> None:
+    """Episodes that this model cannot have sampled: token ids beyond its vocabulary, or more tokens than its context."""
+    if batch.token_ids_t.min() < 0 or batch.token_ids_t.max() >= model.vocab_size:
+        raise ValueError(
+            f"token ids from {batch.token_ids_t.min()} to {batch.token_ids_t.max()}, but the learner's model has a vocabulary of"
+            f" {model.vocab_size}: engine and learner must load the same model and tokenizer"
+        )
+    if batch.lengths.max() > model.max_position_embeddings:
+        raise ValueError(
+            f"an episode of {batch.lengths.max()} tokens passes the model's context of {model.max_position_embeddings}: lower"
+            " budget.max_response_tokens or rollout.engine.max_model_len"
+        )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+from collections.abc import Awaitable, Coroutine
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING, Any, cast
 import ray
 from ray.exceptions import RayError
 
+from learner.checkpoint_folder import complete
 from learner.config import LearnerConfig
 from learner.exchange import Exchange, Reply
 from learner.messages import Answer, Checkpoint, LearnerDied, Order, ResetOptimizer, Start, Step, StepResult, Stop
@@ -53,14 +55,25 @@ class LearnerClient:
         return cast(Publication, await self._carry_out(order, self._config.start_timeout_s))
 
     async def step(
-        self, tables: list[ray.ObjectRef[pa.Table]], step: int, version: WeightVersion, learning_rate: float, temperature: float
+        self, tables: list[ray.ObjectRef[pa.Table]], step: int, version: WeightVersion, learning_rate: float
     ) -> StepResult:
         """Trains on the groups in `tables` and publishes the outcome as `version`."""
-        return cast(StepResult, await self._carry_out(Step(tables, step, version, learning_rate, temperature)))
+        return cast(StepResult, await self._carry_out(Step(tables, step, version, learning_rate)))
 
-    async def checkpoint(self, folder: Path) -> None:
-        """Writes `folder`/training_state, which `start` takes, and `folder`/model, which transformers and vLLM open."""
-        await self._carry_out(Checkpoint(str(folder.resolve())))
+    async def checkpoint(self, folder: Path) -> Coroutine[Any, Any, None]:
+        """Returns as soon as every rank has a copy of its tensors: the next step may be ordered.
+
+        What it returns is awaited for the rest: it ends when `folder`, which `start` takes, is complete under its name.
+        """
+        folder = folder.resolve()
+        await self._carry_out(Checkpoint(str(folder)))
+        return self._written(folder)
+
+    async def _written(self, folder: Path) -> None:
+        timeout_s = self._config.step_timeout_s
+        written = _heard(self._exchange.written.remote(str(folder), timeout_s))
+        await self._answered("Checkpoint", written, timeout_s)
+        await asyncio.to_thread(complete, folder, self._config.workers)
 
     async def reset_optimizer(self) -> None:
         """Forgets AdamW's moments."""
@@ -83,8 +96,13 @@ class LearnerClient:
     async def _carry_out(self, order: Order, timeout_s: float | None = None) -> Answer:
         if self._ended is None:
             raise RuntimeError(f"{type(order).__name__} was ordered before start()")
-        name, timeout_s = type(order).__name__, timeout_s or self._config.step_timeout_s
-        reply: asyncio.Future[Any] = asyncio.ensure_future(self._ask(order, timeout_s))
+        timeout_s = timeout_s or self._config.step_timeout_s
+        return await self._answered(type(order).__name__, _heard(self._ask(order, timeout_s)), timeout_s)
+
+    async def _answered(self, name: str, asked: Awaitable[Reply], timeout_s: float) -> Answer:
+        """The exchange's answer; `LearnerDied` where the workers end, or nothing is heard of them."""
+        assert self._ended is not None, "only a started learner is asked"
+        reply: asyncio.Future[Any] = asyncio.ensure_future(asked)
         try:
             await asyncio.wait(
                 [reply, cast("asyncio.Future[Any]", self._ended)],
@@ -103,11 +121,8 @@ class LearnerClient:
         raise LearnerDied(f"{name}: {await self._exchange.failure.remote() or self._ended.result()}")
 
     async def _ask(self, order: Order, timeout_s: float) -> Reply:
-        try:
-            number = await self._exchange.put.remote(order)
-            return cast(Reply, await self._exchange.reply.remote(number, timeout_s))
-        except RayError as error:  # the exchange is lost or refuses the order, and says why
-            return Reply(failure=str(getattr(error, "cause", error)))
+        number = await self._exchange.put.remote(order)
+        return cast(Reply, await self._exchange.reply.remote(number, timeout_s))
 
     def _fit(self, loop: asyncio.AbstractEventLoop, ended: asyncio.Future[str], model_dir: Path, storage: Path) -> None:
         """In its own thread, so that torch is imported here and the event loop stays free."""
@@ -120,3 +135,11 @@ class LearnerClient:
             reason = f"{type(error).__name__}: {' '.join(str(error).split())}"  # one line; tracebacks are in Ray's logs
         if not loop.is_closed():
             loop.call_soon_threadsafe(ended.set_result, reason)
+
+
+async def _heard(call: Awaitable[Reply]) -> Reply:
+    """A call of the exchange; one that is lost or refuses an order says why."""
+    try:
+        return await call
+    except RayError as error:
+        return Reply(failure=str(getattr(error, "cause", error)))

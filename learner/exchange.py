@@ -3,6 +3,7 @@
 ```
  driver ── put(order) ─▶ ┌──────────┐ ◀─ next_order(rank)  ── every worker, each order once and in order
  driver ── reply(n)   ─▶ │ Exchange │ ◀─ post(rank, n, …)   ── every worker when it is through; rank 0's answer counts
+ driver ── written(f) ─▶ │          │ ◀─ checkpointed(…, f) ── every worker's writing thread; orders go on meanwhile
                          └──────────┘ ◀─ fail(rank, reason) ── any worker, before it ends
 ```
 """
@@ -51,6 +52,7 @@ class Mailbox:
         self._done = [0] * ranks  # and of the last that it was through with
         self._answer: Answer = None
         self._failure = ""
+        self._written: dict[str, set[int]] = {}  # by folder of a checkpoint, the ranks whose part is on disk
         self._changed = asyncio.Condition()
 
     async def put(self, order: Order) -> int:
@@ -97,6 +99,21 @@ class Mailbox:
             order = type(self._order).__name__
             return Reply(failure=f"no answer to order {number} ({order}) within {timeout_s:.0f} s from ranks {missing}")
         return Reply(failure=self._failure) if self._failure else Reply(self._answer)
+
+    async def checkpointed(self, rank: int, folder: str) -> None:
+        """A rank's part of a checkpoint is on disk."""
+        async with self._changed:
+            self._written.setdefault(folder, set()).add(rank)
+            self._changed.notify_all()
+
+    async def written(self, folder: str, timeout_s: float) -> Reply:
+        """Empty when all ranks' parts are on disk; else the failure of a worker, or of the deadline."""
+        ranks = set(range(len(self._done)))
+        if not await self._until(lambda: bool(self._failure) or self._written.get(folder) == ranks, timeout_s):
+            missing = sorted(ranks - self._written.get(folder, set()))
+            return Reply(failure=f"checkpoint {folder} was not written within {timeout_s:.0f} s by ranks {missing}")
+        self._written.pop(folder, None)
+        return Reply(failure=self._failure)
 
     async def failure(self) -> str:
         """Why a worker failed; empty where none did."""

@@ -29,12 +29,11 @@ class Step:
     step: int
     version: WeightVersion
     learning_rate: float
-    temperature: float
 
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """Write the training state, every rank its shards, and the weights as a Hugging Face folder."""
+    """Copy the training state and go on; every rank writes its shards meanwhile, and tells the exchange when it is through."""
 
     folder: str
 

@@ -1,22 +1,26 @@
-"""The policy: a Hugging Face causal language model that scores tokens, sharded with FSDP2."""
+"""The policy: a Hugging Face causal language model that scores tokens; the critic beside it; and how both are sharded."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import cast
+from typing import TypeVar, cast
 
 import torch
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
-from torch.distributed.tensor import DTensor
-from torch.nn.functional import nll_loss
-from torch.utils.checkpoint import checkpoint
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionPolicy, OffloadPolicy, fully_shard
+from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
+
+from learner.attention import NAME as PACKED_ATTENTION
+from learner.config import LearnerConfig
+from learner.logprobs import chosen_logprobs
+from learner.lora import add_adapters
+from learner.packing import MicroBatch
 
 PREFIX = "causal_lm."  # what the wrapper adds to Hugging Face's parameter names
-# 256 MiB of fp32 logits at once; positions beyond it are scored in further chunks and recomputed in backward.
-MAX_LOGITS = 2**26
+# Settings by which some architectures change logits after the output layer, which chunked scoring does not know.
+LOGIT_CHANGES = ("final_logit_softcapping", "logits_scaling", "logit_scale")
+Scorer = TypeVar("Scorer", "Policy", "Critic")
 
 
 class Policy(nn.Module):
@@ -30,71 +34,102 @@ class Policy(nn.Module):
         self.causal_lm = causal_lm
         self.entropy_gradient = entropy_gradient
 
-    def forward(self, token_ids_bl: Tensor, loss_mask_bl: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
-        """Log-probability and entropy at each of the n chosen tokens, row by row, after temperature as engines report them."""
-        hidden_blh = self.causal_lm.base_model(input_ids=token_ids_bl, use_cache=False).last_hidden_state
-        # The one shift of the system: token i is predicted by the hidden state of token i − 1.
-        chosen_bl = loss_mask_bl[:, 1:]
-        hidden_nh, targets_n = hidden_blh[:, :-1][chosen_bl], token_ids_bl[:, 1:][chosen_bl]
-        size = max(1, MAX_LOGITS // self.causal_lm.config.vocab_size)
-        chunks = list(zip(hidden_nh.split(size), targets_n.split(size), strict=True))
-        if len(chunks) == 1:
-            return self._score(hidden_nh, targets_n, temperature)
-        scored = [checkpoint(self._score, hidden, targets, temperature, use_reentrant=False) for hidden, targets in chunks]
-        return torch.cat([logprobs for logprobs, _ in scored]), torch.cat([entropy for _, entropy in scored])
+    @property
+    def layers(self) -> nn.ModuleList:
+        return cast(nn.ModuleList, self.causal_lm.base_model.layers)
 
-    def _score(self, hidden_nh: Tensor, targets_n: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
-        logprobs_nv = (self.causal_lm.get_output_embeddings()(hidden_nh).float() / temperature).log_softmax(-1)
-        chosen_n = -nll_loss(logprobs_nv, targets_n, reduction="none")  # not a view: FSDP hooks its outputs
-        weighed_nv = logprobs_nv if self.entropy_gradient else logprobs_nv.detach()
-        return chosen_n, -(weighed_nv.exp() * weighed_nv).sum(-1)
+    def forward(self, micro: MicroBatch) -> tuple[Tensor, Tensor]:
+        """Log-probability and entropy at each of the n chosen tokens, after temperature, as engines report them."""
+        hidden_nh = _before_chosen(self.causal_lm.base_model, micro)
+        output_vh = self.causal_lm.get_output_embeddings().weight
+        targets_n = micro.token_ids_t[micro.chosen_n]
+        return chosen_logprobs(hidden_nh, output_vh, targets_n, micro.temperature_n, self.entropy_gradient)
 
 
-def load_policy(model_dir: Path, *, entropy_gradient: bool = False, activation_checkpointing: bool = False) -> Policy:
-    """The model of a Hugging Face folder with fp32 master weights; safetensors only, no remote code, no dropout."""
-    causal_lm = AutoModelForCausalLM.from_pretrained(
+class Critic(nn.Module):
+    """The value of the state before each chosen token: the backbone of the same model with one output."""
+
+    def __init__(self, causal_lm: PreTrainedModel) -> None:
+        super().__init__()
+        self.backbone = causal_lm.base_model
+        self.value_head = nn.Linear(causal_lm.config.hidden_size, 1)
+        nn.init.zeros_(self.value_head.weight)  # the first values are 0: advantages start as the bare returns
+        nn.init.zeros_(self.value_head.bias)
+
+    @property
+    def layers(self) -> nn.ModuleList:
+        return cast(nn.ModuleList, self.backbone.layers)
+
+    def forward(self, micro: MicroBatch) -> Tensor:
+        """One value for each of the n chosen tokens."""
+        return cast(Tensor, self.value_head(_before_chosen(self.backbone, micro)).float()[:, 0])
+
+
+def _before_chosen(backbone: nn.Module, micro: MicroBatch) -> Tensor:
+    """The hidden state that predicts each chosen token: the one shift of the system, token i by the state of token i − 1."""
+    hidden_1th = backbone(
+        input_ids=micro.token_ids_t[None], position_ids=micro.position_ids_t[None], use_cache=False, layout=micro.layout
+    ).last_hidden_state
+    return cast(Tensor, hidden_1th[0, micro.chosen_n - 1])
+
+
+def read_config(model_dir: Path) -> PretrainedConfig:
+    """The architecture of a folder; what this learner would compute wrongly is refused by name."""
+    config = AutoConfig.from_pretrained(model_dir, local_files_only=True)
+    for name in LOGIT_CHANGES:
+        if getattr(config, name, None) not in (None, 1, 1.0):
+            raise ValueError(f"{model_dir}: its config sets {name}, which the learner does not support: take another model")
+    config.attention_dropout = 0.0  # the old and the new policy must differ by the update alone
+    return config
+
+
+def load_causal_lm(model_dir: Path) -> PreTrainedModel:
+    """The model of a Hugging Face folder with fp32 master weights; safetensors only, no remote code."""
+    return AutoModelForCausalLM.from_pretrained(
         model_dir,
+        config=read_config(model_dir),
         dtype=torch.float32,
-        attn_implementation="sdpa",
-        attention_dropout=0.0,  # the old and the new policy must differ by the update alone
+        attn_implementation=PACKED_ATTENTION,
         use_safetensors=True,
         local_files_only=True,
     )
-    if activation_checkpointing:
+
+
+def make_policy(causal_lm: PreTrainedModel, config: LearnerConfig) -> Policy:
+    """The policy that is trained: with adapters if they are configured, in train mode, which here only switches checkpointing."""
+    causal_lm.set_attn_implementation(PACKED_ATTENTION)
+    if config.lora is not None:
+        add_adapters(causal_lm, config.lora)
+    if config.activation_checkpointing:
         causal_lm.gradient_checkpointing_enable({"use_reentrant": False})
-    return Policy(causal_lm, entropy_gradient).train()  # train mode: without dropout it only switches checkpointing on
+    return Policy(causal_lm, entropy_gradient=config.entropy_coefficient != 0).train()
 
 
-def shard(policy: Policy, mesh: DeviceMesh, dtype: torch.dtype) -> Policy:
+def make_critic(causal_lm: PreTrainedModel, config: LearnerConfig) -> Critic:
+    """The critic starts as the policy's model does."""
+    causal_lm.set_attn_implementation(PACKED_ATTENTION)
+    if config.activation_checkpointing:
+        causal_lm.gradient_checkpointing_enable({"use_reentrant": False})
+    return Critic(causal_lm).train()
+
+
+def shard(module: Scorer, mesh: DeviceMesh, config: LearnerConfig) -> Scorer:
     """FSDP2 over each decoder layer and over the rest. Gradients are summed over ranks: the loss is already a global mean."""
-    precision = MixedPrecisionPolicy() if dtype == torch.float32 else MixedPrecisionPolicy(dtype, torch.float32)
-    for layer in cast(nn.ModuleList, policy.causal_lm.base_model.layers):
-        fully_shard(layer, mesh=mesh, mp_policy=precision)
-    fully_shard(policy, mesh=mesh, mp_policy=precision)
-    for module in policy.modules():
-        if isinstance(module, FSDPModule):
-            module.set_gradient_divide_factor(1.0)
-            module.set_force_sum_reduction_for_comms(True)  # gloo has no other reduction
-    return policy
+    precision = MixedPrecisionPolicy() if config.dtype == "float32" else MixedPrecisionPolicy(torch.bfloat16, torch.float32)
+    offload = CPUOffloadPolicy() if config.cpu_offload else OffloadPolicy()
+    for part in (*module.layers, module):
+        fully_shard(part, mesh=mesh, mp_policy=precision, offload_policy=offload)
+    for part in module.modules():
+        if isinstance(part, FSDPModule):
+            part.set_gradient_divide_factor(1.0)
+            part.set_force_sum_reduction_for_comms(True)  # gloo has no other reduction
+    return module
 
 
 @torch.no_grad()
-def score(policy: Policy, token_ids_bl: Tensor, loss_mask_bl: Tensor, temperature: float) -> Tensor:
-    """Log-probabilities without gradient."""
-    logprobs_n, _ = policy(token_ids_bl, loss_mask_bl, temperature)
-    if isinstance(policy, FSDPModule):
-        policy.reshard()  # FSDP keeps the root gathered for a backward that never comes: the next pass would see old weights
-    return cast(Tensor, logprobs_n)
-
-
-def full_weights(policy: Policy, dtype: torch.dtype, keep: bool) -> dict[str, Tensor]:
-    """All weights under Hugging Face's names on the CPU, gathered one by one; `keep` False takes part and returns nothing.
-
-    A tied output layer is the embedding under a second name, and left out here as Hugging Face leaves it out.
-    """
-    weights = {}
-    for name, parameter in policy.named_parameters():
-        full = (parameter.full_tensor() if isinstance(parameter, DTensor) else parameter).detach()
-        if keep:
-            weights[name.removeprefix(PREFIX)] = full.to("cpu", dtype).contiguous()
-    return weights
+def score(module: Policy | Critic, micro: MicroBatch) -> Tensor:
+    """Log-probabilities, or values, without gradient."""
+    scored = module(micro)
+    if isinstance(module, FSDPModule):
+        module.reshard()  # FSDP keeps the root gathered for a backward that never comes: the next pass would see old weights
+    return cast(Tensor, scored if isinstance(module, Critic) else scored[0])

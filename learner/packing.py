@@ -1,8 +1,7 @@
-"""Episodes into micro-batches, spread over ranks. Pure and deterministic: each rank computes the whole plan and takes its part.
+"""Episodes into flat micro-batches, spread over ranks. Pure and deterministic: each rank computes the whole plan and takes its part.
 
-Rows are sorted by length and padded on the right: under causal attention no real token sees the padding, so no mask is needed
-and the fused causal kernel runs. A flat row with a block-diagonal mask costs attention quadratic in the whole row: on one CPU
-thread, 27k tokens in episodes of 60–150, forward and backward took 1.3 s padded at 8k a pass and 5.5 s in flat rows of 4k.
+A micro-batch is one row of tokens, episode after episode, without padding: every layer but attention works on real tokens only,
+and attention (learner/attention.py) never looks from one episode into another.
 """
 
 from __future__ import annotations
@@ -15,11 +14,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from learner.attention import Layout
 from learner.batch import EpisodeBatch
 
 
 @dataclass(frozen=True, slots=True)
-class Rows:
+class Bin:
     """The episodes of one forward pass, longest first. Weight 0: a copy that only keeps the ranks' collectives in step."""
 
     episodes: NDArray[np.int64]
@@ -38,65 +38,101 @@ def split_groups(group_e: NDArray[np.int64], rows: NDArray[np.int64], parts: int
     return [rows[np.isin(group_e[rows], chosen)] for chosen in np.array_split(groups, parts)] if parts else []
 
 
-def plan_micro_batches(lengths: NDArray[np.int64], rows: NDArray[np.int64], ranks: int, budget: int) -> list[list[Rows]]:
-    """For every rank the same number of micro-batches, each of at most `budget` padded tokens unless one row alone is longer.
+def plan_micro_batches(lengths: NDArray[np.int64], rows: NDArray[np.int64], ranks: int, budget: int) -> list[list[Bin]]:
+    """For every rank the same number of micro-batches, each of at most `budget` tokens unless one episode alone is longer.
 
-    Longest rows first, each to the rank with the fewest tokens so far; a rank with less to do repeats its shortest row with
-    weight 0, because FSDP's collectives need every rank in every pass.
+    First fit, longest first, says how many bins there must be; that number is rounded up to the ranks, and the episodes are dealt
+    again, longest first into the emptiest bin, so that bins are alike. Where a dealt bin would pass the budget, first fit's bins
+    stand and the fullest goes to the rank with the least. A rank without work repeats the shortest episode with weight 0,
+    because FSDP's collectives need every rank in every pass.
 
     Example:
         >>> plan = plan_micro_batches(np.array([5, 3, 2]), np.arange(3), ranks=2, budget=8)
-        >>> [[(batch.episodes.tolist(), batch.weight) for batch in rank] for rank in plan]
+        >>> [[(packed.episodes.tolist(), packed.weight) for packed in rank] for rank in plan]
         [[([0], 1.0)], [([1, 2], 1.0)]]
     """
     if not len(rows):
         return [[] for _ in range(ranks)]
-    longest_first = rows[np.argsort(-lengths[rows], kind="stable")]
-    assigned: list[list[int]] = [[] for _ in range(ranks)]
-    load = [(0, rank) for rank in range(ranks)]
-    for episode in longest_first:
-        tokens, rank = heapq.heappop(load)
-        assigned[rank].append(int(episode))
-        heapq.heappush(load, (tokens + int(lengths[episode]), rank))
-    plan = [_cut(lengths, episodes, budget) for episodes in assigned]
-    passes = max(len(batches) for batches in plan)
-    for batches, episodes in zip(plan, assigned, strict=True):
-        shortest = episodes[-1] if episodes else int(longest_first[-1])
-        batches += [Rows(np.array([shortest]), weight=0.0)] * (passes - len(batches))
+    longest_first = rows[np.argsort(-lengths[rows], kind="stable")].tolist()
+    fitted = _first_fit(lengths, longest_first, budget)
+    count = -(-len(fitted) // ranks) * ranks
+    dealt = _deal(lengths, longest_first, count)
+    fits = all(len(members) == 1 or lengths[members].sum() <= budget for members in dealt if members)
+    bins = sorted(filter(None, dealt if fits else fitted), key=lambda members: -int(lengths[members].sum()))
+    plan: list[list[Bin]] = [[] for _ in range(ranks)]
+    load = [(0, 0, rank) for rank in range(ranks)]  # passes first: every rank runs the same number of them
+    for members in bins:
+        passes, tokens, rank = heapq.heappop(load)
+        plan[rank].append(Bin(np.array(members)))
+        heapq.heappush(load, (passes + 1, tokens + int(lengths[members].sum()), rank))
+    passes = max(len(part) for part in plan)
+    for part in plan:
+        part += [Bin(np.array([longest_first[-1]]), weight=0.0)] * (passes - len(part))
     return plan
 
 
-def _cut(lengths: NDArray[np.int64], longest_first: list[int], budget: int) -> list[Rows]:
-    cuts: list[list[int]] = []
+def _first_fit(lengths: NDArray[np.int64], longest_first: list[int], budget: int) -> list[list[int]]:
+    bins: list[list[int]] = []
+    room: list[int] = []
     for episode in longest_first:
-        if cuts and (len(cuts[-1]) + 1) * lengths[cuts[-1][0]] <= budget:
-            cuts[-1].append(episode)
-        else:
-            cuts.append([episode])
-    return [Rows(np.array(cut)) for cut in cuts]
+        length = int(lengths[episode])
+        index = next((i for i, free in enumerate(room) if free >= length), None)
+        if index is None:
+            bins.append([])
+            room.append(budget)
+            index = len(bins) - 1
+        bins[index].append(episode)
+        room[index] -= length
+    return bins
+
+
+def _deal(lengths: NDArray[np.int64], longest_first: list[int], count: int) -> list[list[int]]:
+    bins: list[list[int]] = [[] for _ in range(count)]
+    load = [(0, index) for index in range(count)]
+    for episode in longest_first:
+        tokens, index = heapq.heappop(load)
+        bins[index].append(episode)
+        heapq.heappush(load, (tokens + int(lengths[episode]), index))
+    return bins
 
 
 @dataclass(frozen=True, slots=True)
 class MicroBatch:
-    """One forward pass: `[B, L]` right-padded ids, which of them carry loss, and where each of those stands in flat arrays."""
+    """One forward pass over T tokens. `_n` counts the chosen tokens, those that carry loss, in the order of the row."""
 
-    token_ids_bl: Tensor
-    loss_mask_bl: Tensor
-    flat_n: Tensor  # index into any `_t` array of the n chosen tokens, in the row-major order of loss_mask_bl
+    token_ids_t: Tensor
+    position_ids_t: Tensor
+    layout: Layout
+    chosen_n: Tensor  # where in the row
+    flat_n: Tensor  # where in the batch's flat arrays
+    episode_n: Tensor  # which episode of this micro-batch
+    temperature_n: Tensor
     weight: float
 
+    @property
+    def episodes(self) -> int:
+        return len(self.layout.lengths)
 
-def pad(batch: EpisodeBatch, rows: Rows, device: str | torch.device = "cpu") -> MicroBatch:
-    """The arrays of one micro-batch. Padding is token 0 without loss."""
-    starts, lengths = batch.offsets[rows.episodes], batch.lengths[rows.episodes]
-    columns = np.arange(lengths.max())
-    inside_bl = columns < lengths[:, None]
-    flat_bl = np.where(inside_bl, starts[:, None] + columns, 0)
-    token_ids_bl = np.where(inside_bl, batch.token_ids_t[flat_bl], 0)
-    loss_mask_bl = inside_bl & batch.loss_mask_t[flat_bl]
+
+def flatten(batch: EpisodeBatch, packed: Bin, device: str | torch.device = "cpu") -> MicroBatch:
+    """The arrays of one micro-batch."""
+    lengths = batch.lengths[packed.episodes]
+    ends = np.cumsum(lengths)
+    positions_t = np.arange(ends[-1]) - np.repeat(ends - lengths, lengths)
+    flat_t = positions_t + np.repeat(batch.offsets[packed.episodes], lengths)
+    episode_t = np.repeat(np.arange(len(lengths)), lengths)
+    chosen_n = np.flatnonzero(batch.loss_mask_t[flat_t])
+
+    def tensor(values: NDArray) -> Tensor:
+        return torch.from_numpy(values).to(device)
+
     return MicroBatch(
-        torch.from_numpy(token_ids_bl.astype(np.int64)).to(device),
-        torch.from_numpy(loss_mask_bl).to(device),
-        torch.from_numpy(flat_bl[loss_mask_bl]).to(device),
-        rows.weight,
+        token_ids_t=tensor(batch.token_ids_t[flat_t].astype(np.int64)),
+        position_ids_t=tensor(positions_t),
+        layout=Layout.of(lengths, device),
+        chosen_n=tensor(chosen_n),
+        flat_n=tensor(flat_t[chosen_n]),
+        episode_n=tensor(episode_t[chosen_n]),
+        temperature_n=tensor(batch.temperature_e[packed.episodes][episode_t[chosen_n]]),
+        weight=packed.weight,
     )

@@ -11,17 +11,13 @@ import ray
 import ray.train
 import ray.train.torch
 import torch
-import torch.distributed as dist
-from torch.distributed.device_mesh import init_device_mesh
 
+from learner.assembly import assemble
 from learner.batch import read_batch
-from learner.checkpoint import load_training_state, save_training_state
+from learner.checkpoint import CheckpointWriter, load_training_state
 from learner.config import LearnerConfig
-from learner.export import MODEL, export_model
 from learner.messages import Answer, Checkpoint, Order, ResetOptimizer, Start, Step, StepResult, Stop
-from learner.model import Policy, load_policy, shard
 from learner.publishing import WeightPublisher, weights_folder
-from learner.trainer import PolicyTrainer
 from trajectories.schema import WeightVersion
 
 # A worker asks this often for its next order: an exchange that died with its driver is noticed by then.
@@ -71,20 +67,19 @@ class LearnerWorker:
         self.model_dir = Path(settings.model_dir)
         self.device = ray.train.torch.get_device() if config.gpus_per_worker > 0 else torch.device("cpu")
         self.dtype = torch.bfloat16 if config.dtype == "bfloat16" else torch.float32
-        self.mesh = init_device_mesh(self.device.type, (dist.get_world_size(),))
-        reference = self._load() if config.kl_coefficient > 0 else None
-        self.trainer = PolicyTrainer(self._load(), config, reference=reference, device=self.device)
+        self.trainer = assemble(self.model_dir, config, self.device)
         folder = weights_folder(config.weights_folder, settings.run_id)
         self.publisher = WeightPublisher(folder, settings.canary_token_ids, self.dtype, rank, self.device)
+        self.checkpoints = CheckpointWriter(self._tell)
+        self.exchange = settings.exchange
         self.version: WeightVersion | None = None
 
-    def _load(self) -> Policy:
-        policy = load_policy(
-            self.model_dir,
-            entropy_gradient=self.config.entropy_coefficient != 0,
-            activation_checkpointing=self.config.activation_checkpointing,
+    def _tell(self, folder: str, failure: str) -> None:
+        """The end of a checkpoint, from its own thread: a failure ends the run as any other does."""
+        told = (
+            self.exchange.fail.remote(self.rank, failure) if failure else self.exchange.checkpointed.remote(self.rank, folder)
         )
-        return shard(policy, self.mesh, self.dtype)
+        ray.get(told)
 
     def carry_out(self, order: Order) -> Answer:
         """Does what the order says, together with all other ranks; only rank 0 has something to answer."""
@@ -97,12 +92,11 @@ class LearnerWorker:
             case Step():
                 return self._step(order)
             case Checkpoint(folder):
-                save_training_state(self.trainer, Path(folder))
-                export_model(self.trainer.policy, self.model_dir, Path(folder) / MODEL, self.dtype, self.rank)
+                self.checkpoints.start(self.trainer, Path(folder))
             case ResetOptimizer():
                 self.trainer.reset_optimizer()
             case Stop():
-                pass
+                self.checkpoints.wait()
         return None
 
     def _step(self, order: Step) -> StepResult | None:
@@ -111,9 +105,7 @@ class LearnerWorker:
         began = time.perf_counter()
         batch = read_batch(ray.get(order.tables))
         read = time.perf_counter()
-        metrics = self.trainer.step(
-            batch, step=order.step, current=self.version, learning_rate=order.learning_rate, temperature=order.temperature
-        )
+        metrics = self.trainer.step(batch, step=order.step, current=self.version, learning_rate=order.learning_rate)
         trained = time.perf_counter()
         publication = self.publisher.publish(self.trainer.policy, order.version)
         self.version = order.version

@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from actors.config import EpisodeBudget, RolloutConfig
 from curriculum.config import CurriculumConfig, PhaseConfig
+from learner.algorithms import resolve
 from learner.config import LearnerConfig
 from medr3.errors import UserError, did_you_mean
 from medr3.observe.config import TrackingConfig
@@ -30,10 +31,32 @@ class RunSettings(BaseModel):
     folder: Path = Path("runs/run")
     seed: int = 0
     checkpoint_every: int = Field(default=10, ge=1, description="learner steps between two checkpoints")
-    keep_checkpoints: int = Field(default=2, ge=1)
+    keep_checkpoints: int = Field(default=2, ge=1, description="the newest ones")
+    keep_best: int = Field(default=1, ge=0, description="beside the newest, those with the highest held-out score")
     stall_timeout_s: float = Field(default=300, gt=0, description="no stage may go without progress for longer")
     ray_address: str = Field(default="", description="empty: the cluster of the surrounding job, else a Ray of this machine")
     ray_cpus: int = Field(default=8, ge=1, description="logical CPUs of a Ray of this machine; threads are bounded elsewhere")
+
+
+class ModelConfig(BaseModel):
+    """Which model is trained."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    path: Path | None = Field(
+        default=None,
+        description="Hugging Face folder; its model must know the protocol's tags, which prompts do not explain; null: a tiny"
+        " one, cold-started on the spot",
+    )
+
+
+class HardwareConfig(BaseModel):
+    """What the memory estimate of `--dry-run` compares with."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    learner_gpu_gib: float = Field(default=80, gt=0)
+    engine_gpu_gib: float = Field(default=80, gt=0)
 
 
 class EvaluationConfig(BaseModel):
@@ -45,35 +68,49 @@ class EvaluationConfig(BaseModel):
     test_questions: int = Field(default=200, ge=10, description="per phase, after each stage")
 
 
+# What a resumed run may change: another place, other machines, other bounds of time and memory. Results differ by rounding only.
+PLACE: dict[str, Any] = {
+    "hardware": True,
+    "tracking": True,
+    "run": {"folder", "ray_address", "ray_cpus"},
+    "rollout": {"num_engines"},
+    "learner": {
+        "workers", "gpus_per_worker", "cpus_per_worker", "cpu_threads", "microbatch_tokens", "activation_checkpointing", "cpu_offload",
+        "weights_folder", "start_timeout_s", "step_timeout_s",
+    },
+}  # fmt: skip
+
+
 class RunConfig(BaseModel):
     """The resolved configuration, as `--dry-run` prints it and the run folder keeps it."""
 
     model_config = ConfigDict(extra="forbid")
 
     run: RunSettings = RunSettings()
+    model: ModelConfig = ModelConfig()
+    hardware: HardwareConfig = HardwareConfig()
     world: WorldConfig = WorldConfig()
     cold_start: ColdStartConfig = ColdStartConfig()
     retrieval: RetrievalConfig = RetrievalConfig()
     rollout: RolloutConfig = RolloutConfig()
     budget: EpisodeBudget = EpisodeBudget()
     learner: LearnerConfig = LearnerConfig()
-    rewards: dict[str, RewardRecipe]
+    rewards: dict[str, RewardRecipe] = Field(
+        default_factory=dict, description="recipes by name; those under configs/rewards/ are known already"
+    )
     curriculum: CurriculumConfig
     evaluation: EvaluationConfig = EvaluationConfig()
     tracking: TrackingConfig = TrackingConfig()
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
-        if self.rollout.group_size < 2:
+        if self.rollout.group_size < 2 and resolve(self.learner).compares_groups:
             raise ValueError(
                 f"rollout.group_size is {self.rollout.group_size}, but {self.learner.algorithm} compares the episodes of one"
                 " question: set it to 2 or more"
             )
+        self._check_rewards()
         for phase in self.curriculum.phases:
-            if phase.reward not in self.rewards:
-                raise ValueError(
-                    f"curriculum: phase {phase.name!r} wants reward recipe {phase.reward!r}; there are {sorted(self.rewards)}"
-                )
             for source in phase.mixture:
                 if source not in SOURCES:
                     raise ValueError(
@@ -91,6 +128,26 @@ class RunConfig(BaseModel):
             )
         return self
 
+    def _check_rewards(self) -> None:
+        """Every recipe is one that can score; a phase may name a shipped one, such as med_r3/reasoning, which joins the others."""
+        from rewards.recipes import load_recipe, shipped
+        from rewards.registry import check_recipe
+
+        for name, recipe in self.rewards.items():
+            try:
+                check_recipe(recipe)
+            except ValueError as error:
+                raise ValueError(f"rewards.{name}: {error}") from None
+        for phase in self.curriculum.phases:
+            if phase.reward not in self.rewards and phase.reward in shipped():
+                self.rewards[phase.reward] = load_recipe(phase.reward)
+            if phase.reward not in self.rewards:
+                known = [*sorted(self.rewards), *shipped()]
+                raise ValueError(
+                    f"curriculum: phase {phase.name!r} wants reward recipe {phase.reward!r}{did_you_mean(phase.reward, known)};"
+                    f" there are {', '.join(known)}"
+                )
+
     def phase_budget(self, phase: PhaseConfig) -> EpisodeBudget:
         """The episode's bounds in a phase: the run's own, with the phase's say on retrieval."""
         return self.budget.model_copy(
@@ -104,8 +161,8 @@ class RunConfig(BaseModel):
         return next((phase for phase in reversed(known) if source in phase.mixture), known[-1])
 
     def hash(self) -> str:
-        """Names what decides the run's course; its place and its trackers do not."""
-        settings = self.model_dump(mode="json", exclude={"tracking": True, "run": {"folder", "ray_address", "ray_cpus"}})
+        """Names what decides the run's course. Where it runs and on how much does not: a run may go on with more or fewer workers."""
+        settings = self.model_dump(mode="json", exclude=PLACE)
         return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
 
 

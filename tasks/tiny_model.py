@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tasks.config import ColdStartConfig
+from tasks.tokenizer import keep_as_written
 from tasks.vocabulary import build_tokenizer
 
 if TYPE_CHECKING:
@@ -73,3 +74,4 @@ def save(model: Qwen2ForCausalLM, folder: Path) -> None:
     """Weights as safetensors, config and tokenizer, in one folder."""
     model.save_pretrained(str(folder), safe_serialization=True)
     build_tokenizer().save_pretrained(str(folder))
+    keep_as_written(folder)

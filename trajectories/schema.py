@@ -90,7 +90,7 @@ class RewardPart:
 
 @dataclass(frozen=True, slots=True)
 class TurnReward:
-    """A process reward, credited to the turn that earned it."""
+    """A process reward, credited to the turn that earned it. It is a part of the row's `reward`, never added to it again."""
 
     turn: int
     name: str

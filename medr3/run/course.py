@@ -113,7 +113,7 @@ class Course:
         return RunState(
             config=config, universe=universe, index_hash=index, pool=services.pool, learner=services.learner, journal=journal,
             ledger=ledger, sampler=sampler, controller=controller, progress=self._progress, watchdog=self._watchdog,
-            version=version, stop=self._stop,
+            version=version, stop=self._stop, checkpoints=manifest.checkpoints if manifest else [],
         )  # fmt: skip
 
     def _sum_up(self, state: RunState) -> None:

@@ -34,6 +34,7 @@ class Deciding:
                 EventKind.PROBE, phase=phase.name, step=step, score=score.accuracy, n=score.n,
                 strong_evidence=score.strong_evidence, by_kind=score.by_kind, finishes=score.finishes,
             )  # fmt: skip
+            state.progress.probed(phase.name, score.accuracy)
             decision = state.controller.probe(step, score.accuracy, score.n)
             first = first or decision
             if decision.kind is not DecisionKind.STAY:

@@ -67,6 +67,7 @@ class Journal:
                 self.events.append(
                     EventKind.TRAINED, group_id=ending.group_id, engine_id=group.summary.engine_id, step=ending.step,
                     episodes=group.table.num_rows, age=ending.age,
+                    dropped_samples=[f"{sample.episode_id}: {sample.reason}" for sample in group.summary.dropped_samples],
                 )  # fmt: skip
             else:
                 kind = EventKind.DROPPED if ending.outcome is Outcome.DROPPED else EventKind.VOIDED
@@ -87,6 +88,18 @@ class Journal:
     def say(self, line: str) -> None:
         """A line for the person at the terminal."""
         print(line, flush=True)
+
+    def warn(self, step: int, learner: dict[str, float]) -> None:
+        """What a person should know of a step that was made all the same."""
+        if learner.get("mismatch_warned"):
+            self.say(
+                f"warning: step {step}: engine and learner differ by {learner['mismatch_mean']:.4g} per token, above"
+                " learner.mismatch_warn; above learner.max_mismatch the run ends"
+            )
+        if learner["skipped_updates"]:
+            self.say(f"warning: step {step}: {learner['skipped_updates']:.0f} updates left out, their gradient was not finite")
+        if learner["groups_not_finite"]:
+            self.say(f"warning: step {step}: {learner['groups_not_finite']:.0f} groups left out, a reward was not finite")
 
     def status(self, **fields: Any) -> None:
         """What `medr3 status` shows."""
@@ -118,6 +131,9 @@ def group_metrics(groups: list[FinishedGroup], phase: str) -> dict[str, float]:
             sum(group.summary.rewards) / len(group.summary.rewards)
         )
     metrics |= {name: sum(values) / len(values) for name, values in sums.items()}
+    causes = Counter(sample.cause for group in groups for sample in group.summary.dropped_samples)
+    metrics |= {"reward/dropped_samples": causes.total()}
+    metrics |= {f"reward/dropped_samples/{cause}": count for cause, count in sorted(causes.items())}
     finishes = Counter[str]()
     levels = Counter[int]()
     for group in groups:

@@ -12,6 +12,7 @@
 | feed  | questions         | a free slot of the ledger | `retire`, a group that was given up        |
 | group | one slot          | an engine that is HEALTHY | acks, other groups ending                  |
 | main  | finished groups   | a full batch              | group tasks                                |
+| seal  | one checkpoint    | every rank's files        | the learner's writing threads              |
 | watch | nothing           | the clock                 | nobody: it ends the run when main stalls   |
 
 All tasks live in one event loop of the driver, so the ledger needs no lock: between two awaits nobody else runs. With
@@ -24,12 +25,11 @@ import asyncio
 import time
 
 from curriculum.controller import DecisionKind
+from medr3.run.checkpointing import Checkpointing
 from medr3.run.deciding import Deciding
 from medr3.run.feed import Feed
 from medr3.run.journal import group_metrics
-from medr3.run.manifest import CHECKPOINTS, Manifest, prune_checkpoints, write_manifest
 from medr3.run.state import RunState
-from trajectories.events import EventKind
 from trajectories.publication import Publication
 from trajectories.schema import WeightVersion
 
@@ -40,7 +40,6 @@ class TrainingLoop:
     def __init__(self, state: RunState) -> None:
         self._state = state
         self._deciding = Deciding(state)
-        self._checkpointed = -1
 
     async def run(self) -> None:
         """Raises whatever went wrong in any task."""
@@ -48,9 +47,9 @@ class TrainingLoop:
         async with asyncio.TaskGroup() as tasks:
             watch = tasks.create_task(state.watchdog.watch())
             await self._deciding.enter()
-            feed = tasks.create_task(Feed(state).run())
+            feed, checkpoints = tasks.create_task(Feed(state).run()), Checkpointing(state, tasks)
             while not state.controller.finished and not state.stop.is_set():
-                await self._step()
+                await self._step(checkpoints)
             feed.cancel()
             watch.cancel()
         if state.controller.finished:
@@ -59,7 +58,7 @@ class TrainingLoop:
             state.journal.endings(state.ledger, state.finished, state.version)
             state.journal.store_rest(state.progress.step, state.version.generation)
 
-    async def _step(self) -> None:
+    async def _step(self, checkpoints: Checkpointing) -> None:
         """One learner step: take, learn, publish, write down, decide; admission opens again at the very end."""
         state, started = self._state, time.monotonic()
         with state.watchdog.stage("rollout"):
@@ -70,7 +69,7 @@ class TrainingLoop:
         with state.watchdog.stage("learn"):
             result = await state.learner.step(
                 [group.rows for group in groups], step, WeightVersion(trained_at.generation, trained_at.number + 1),
-                phase.learning_rate, phase.temperature,
+                phase.learning_rate,
             )  # fmt: skip
         learned = time.monotonic() - started - waited
         with state.watchdog.stage("sync"):
@@ -79,6 +78,7 @@ class TrainingLoop:
         state.progress.step = step
         state.journal.endings(state.ledger, state.finished, trained_at)
         state.journal.store_step(step, trained_at.generation)
+        state.journal.warn(step, result.metrics)
         metrics = group_metrics(groups, phase.name) | {f"learner/{name}": value for name, value in result.metrics.items()}
         seconds = time.monotonic() - started
         tokens = sum(group.summary.model_tokens for group in groups)
@@ -97,10 +97,12 @@ class TrainingLoop:
         left = decision is not None and decision.kind is not DecisionKind.STAY
         if left or step % state.config.run.checkpoint_every == 0 or state.stop.is_set():
             with state.watchdog.stage("checkpoint"):
-                await self._checkpoint()
+                await checkpoints.order(phase)
+                if left or state.stop.is_set():
+                    await checkpoints.finish()
         state.journal.status(
             state="training", phase=phase.name, step=step, reward=metrics["reward/mean"], tokens_per_s=metrics["rollout/tokens_per_s"],
-            version=str(state.version), engines=state.pool.states(), last_checkpoint=self._checkpointed,
+            version=str(state.version), engines=state.pool.states(), last_checkpoint=checkpoints.last_step,
         )  # fmt: skip
         state.ledger.retire(step)
         state.slot_free.set()
@@ -119,20 +121,3 @@ class TrainingLoop:
         state.journal.published(publication)
         await state.pool.update(publication)  # each ack is written down as it comes
         state.version = publication.version
-
-    async def _checkpoint(self) -> None:
-        """Tensors first, the manifest last: whatever happens in between, the old manifest still holds."""
-        state = self._state
-        name = f"{CHECKPOINTS}/step-{state.progress.step:06d}-generation-{state.version.generation}"
-        await state.learner.checkpoint(state.config.run.folder / name)
-        state.journal.events.append(EventKind.CHECKPOINT, step=state.progress.step, folder=name)
-        state.journal.events.sync()
-        manifest = Manifest(
-            run_id=state.config.run.name, step=state.progress.step, generation=state.version.generation, checkpoint=name,
-            config_hash=state.config.hash(), index_hash=state.index_hash, tracker_id=state.journal.tracker.id,
-            events=state.journal.events.position, ledger=state.ledger.snapshot(), sampler=state.sampler.snapshot(),
-            controller=state.controller.snapshot(), progress=state.progress.snapshot(state.watchdog.seconds),
-        )  # fmt: skip
-        write_manifest(state.config.run.folder, manifest)
-        prune_checkpoints(state.config.run.folder, state.config.run.keep_checkpoints, name)
-        self._checkpointed = state.progress.step

@@ -27,6 +27,7 @@ class Progress:
     rollout_s: float = 0.0  # wall time of the steps, probes and reports excluded
     wall_s: float = 0.0  # of earlier processes of this run
     seconds: dict[str, float] = field(default_factory=dict)  # by stage, of earlier processes
+    last_probe: dict[str, dict[str, float]] = field(default_factory=dict)  # by phase: step and score
     heldout_by_phase: dict[str, dict[str, dict[str, Any]]] = field(default_factory=dict)
     phases: list[dict[str, Any]] = field(default_factory=list)
     _started: float = field(default_factory=time.monotonic)
@@ -35,6 +36,10 @@ class Progress:
         """Group ids count up; after a resume the numbers behind the manifest are given out again, as their groups were rolled back."""
         self.groups += 1
         return f"g{self.groups:07d}"
+
+    def probed(self, phase: str, score: float) -> None:
+        """The score by which a phase's checkpoints are told from each other."""
+        self.last_probe[phase] = {"step": self.step, "score": score}
 
     def reported(self, stage: str, phase: str, score: Score, without: Score | None) -> None:
         """A stage's held-out score in one phase's setting."""

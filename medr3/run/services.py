@@ -102,7 +102,9 @@ def _teach(
 
 
 async def prepare_model(config: RunConfig, universe: Universe, index_folder: Path, say: Callable[[str], None]) -> Path:
-    """The cold-started model of this run, made once."""
+    """The model that the configuration names, or the cold-started one of this run, made once."""
+    if config.model.path is not None:
+        return check_model(config.model.path)
     folder = config.run.folder / "cold_start"
     if (folder / "cold_start.json").exists():
         say(f"cold start: taken from {folder}")
@@ -119,6 +121,18 @@ async def prepare_model(config: RunConfig, universe: Universe, index_folder: Pat
         if isinstance(error.cause, ColdStartStalled):
             raise UserError(str(error.cause)) from None
         raise
+    return folder
+
+
+def check_model(folder: Path) -> Path:
+    """A folder that engines, learner and prompts can all use."""
+    if not (folder / "config.json").is_file():
+        raise UserError(f"model.path: {folder} has no config.json: name the folder of a Hugging Face model")
+    if not load_tokenizer(folder).chat_template:
+        raise UserError(
+            f"model.path: the tokenizer of {folder} has no chat template, which every prompt is put into: add one to its"
+            " tokenizer_config.json"
+        )
     return folder
 
 

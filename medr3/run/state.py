@@ -10,6 +10,7 @@ from curriculum.controller import Controller
 from learner.client import LearnerClient
 from medr3.config import RunConfig
 from medr3.run.journal import FinishedGroup, Journal
+from medr3.run.manifest import CheckpointRecord
 from medr3.run.progress import Progress
 from medr3.run.sampler import QuestionSampler
 from medr3.run.watchdog import Watchdog
@@ -34,6 +35,7 @@ class RunState:
     progress: Progress
     watchdog: Watchdog
     version: WeightVersion  # what the learner published last, and every engine in work has acknowledged
+    checkpoints: list[CheckpointRecord] = field(default_factory=list)  # those that the manifest names, oldest first
     finished: dict[str, FinishedGroup] = field(default_factory=dict)
     arrived: asyncio.Event = field(default_factory=asyncio.Event)  # a group finished
     slot_free: asyncio.Event = field(default_factory=asyncio.Event)  # the feed may look for a slot

@@ -15,14 +15,15 @@ import pytest
 import ray
 import torch
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM
 
 from learner.batch import read_batch
+from learner.checkpoint_folder import rank_files, unfinished
 from learner.client import LearnerClient
 from learner.config import LearnerConfig
 from learner.messages import LearnerDied
-from learner.model import Policy, full_weights
+from learner.model import make_policy
 from learner.publishing import weights_folder
+from learner.shards import weight_shards
 from learner.trainer import PolicyTrainer
 from tests.learner_episodes import sample_group, tiny_model, tiny_model_dir
 from trajectories.checksum import weights_checksum
@@ -31,7 +32,7 @@ from trajectories.schema import WeightVersion
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(400)]
 
 SETTINGS = {"cpu_threads": 1, "microbatch_tokens": 128, "step_timeout_s": 120}
-STEP = {"learning_rate": 5e-3, "temperature": 1.0}
+STEP = {"learning_rate": 5e-3}
 STEPS = 3
 
 
@@ -57,8 +58,18 @@ def kill_a_worker() -> None:
     os.kill(workers[1].pid, signal.SIGKILL)
 
 
+def never_written(folder: Path) -> Path:
+    """A checkpoint whose files are pipes that nobody reads: its writing threads never get through."""
+    unfinished(folder).mkdir()
+    for path in rank_files(unfinished(folder), 2):
+        os.mkfifo(path)
+    return folder
+
+
 async def tell(folder: Path) -> SimpleNamespace:
-    """Two workers train three steps, write a checkpoint after the second, and lose a worker; one worker resumes and is misled."""
+    """Two workers train three steps, the third while a checkpoint of the second is written; a worker dies while another
+    checkpoint is written; one worker resumes and is misled.
+    """
     story = SimpleNamespace(model_dir=tiny_model_dir(folder / "model"), checkpoint=folder / "checkpoint")
     two = make_client(workers=2)
     try:
@@ -66,11 +77,14 @@ async def tell(folder: Path) -> SimpleNamespace:
         for step in range(STEPS):
             story.result, story.two_weights = await train(two, step)
             if step == 1:
-                await two.checkpoint(story.checkpoint)
+                written, story.at_checkpoint = await two.checkpoint(story.checkpoint), story.two_weights
+        await written
         story.checksum = weights_checksum(story.result.publication.path)
+        story.never = never_written(folder / "never")
+        written = await two.checkpoint(story.never)
         kill_a_worker()
         story.deaths = []
-        for call in (train(two, 0), two.checkpoint(folder / "never")):
+        for call in (written, train(two, 0), two.checkpoint(folder / "late")):
             with pytest.raises(LearnerDied) as died:
                 await call
             story.deaths.append(str(died.value))
@@ -100,10 +114,11 @@ def story(ray_session, tmp_path_factory):
 @pytest.fixture(scope="module")
 def straight():
     """The same three steps in this process: one rank, no FSDP, no Ray."""
-    trainer = PolicyTrainer(Policy(tiny_model()), LearnerConfig(**SETTINGS))
+    config = LearnerConfig(**SETTINGS)
+    trainer = PolicyTrainer(make_policy(tiny_model(), config), config)
     for step in range(STEPS):
         metrics = trainer.step(read_batch(groups_of_step(step)), step=step, current=WeightVersion(1, step), **STEP)
-    return SimpleNamespace(metrics=metrics, weights=full_weights(trainer.policy, torch.float32, keep=True))
+    return SimpleNamespace(metrics=metrics, weights={shard.name: shard.rows for shard in weight_shards(trainer.policy)})
 
 
 def test_the_first_publication_is_the_model_as_it_was_given(story):
@@ -123,17 +138,20 @@ def test_two_sharded_workers_make_the_weights_and_metrics_that_one_process_makes
 
 
 def test_a_checkpoint_of_two_workers_goes_on_with_one(story, straight):
-    exported = load_file(story.checkpoint / "model" / "model.safetensors")
-    assert all(torch.equal(story.resumed_first[name], exported[name]) for name in exported)
+    assert all(torch.equal(weight, story.at_checkpoint[name]) for name, weight in story.resumed_first.items())
     for name, weight in straight.weights.items():
         np.testing.assert_allclose(story.resumed_weights[name], weight, atol=1e-5, err_msg=name)
-    AutoModelForCausalLM.from_pretrained(story.checkpoint / "model")
+
+
+def test_a_checkpoint_whose_writer_died_never_gets_its_name(story):
+    assert not story.never.exists() and unfinished(story.never).is_dir()
+    assert not unfinished(story.checkpoint).exists()
+    assert story.deaths[0].startswith("Checkpoint: ")
 
 
 def test_a_killed_worker_ends_every_call_and_leaves_no_shared_memory(story):
-    assert len(story.deaths) == 2
-    assert story.deaths[0].startswith("Step: ")
-    assert "\n" not in story.deaths[0]
+    assert [death.partition(":")[0] for death in story.deaths] == ["Checkpoint", "Step", "Checkpoint"]
+    assert not any("\n" in death for death in story.deaths)
     assert not story.left_behind
 
 

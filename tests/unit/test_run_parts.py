@@ -15,7 +15,15 @@ from medr3.errors import UserError
 from medr3.observe.config import TrackingConfig
 from medr3.observe.tracker import Tracker
 from medr3.run.journal import Journal
-from medr3.run.manifest import Manifest, prune_checkpoints, read_manifest, write_manifest
+from medr3.run.manifest import (
+    CheckpointRecord,
+    Manifest,
+    best_first,
+    prune_checkpoints,
+    read_manifest,
+    worth_keeping,
+    write_manifest,
+)
 from medr3.run.progress import Progress
 from medr3.run.sampler import QuestionSampler
 from medr3.run.train import _reason, _record_end
@@ -69,6 +77,13 @@ def test_every_plateau_has_room_before_max_steps() -> None:
 def test_the_hash_ignores_the_place_and_nothing_else() -> None:
     base = load(DEMO, [])
     assert load(DEMO, ["run.folder=/elsewhere"]).hash() == base.hash()
+    more = [
+        "learner.workers=4",
+        "rollout.num_engines=8",
+        "learner.microbatch_tokens=4096",
+        "learner.activation_checkpointing=true",
+    ]
+    assert load(DEMO, more).hash() == base.hash(), "a run may go on with more or fewer workers"
     assert load(DEMO, ["run.seed=1"]).hash() != base.hash()
     assert load(DEMO, ["learner.clip_high=0.3"]).hash() != base.hash()
 
@@ -102,9 +117,14 @@ def _universe() -> Universe:
     return _UNIVERSES[0]
 
 
-def _manifest(config: RunConfig, step: int = 3) -> Manifest:
+def _record(step: int, phase_index: int = 0, score: float | None = None) -> CheckpointRecord:
+    folder = f"checkpoints/step-{step:06d}"
+    return CheckpointRecord(folder=folder, step=step, phase="p", phase_index=phase_index, score=score, probed_at=None)
+
+
+def _manifest(config: RunConfig, *steps: int) -> Manifest:
     return Manifest(
-        run_id="r", step=step, generation=1, checkpoint=f"checkpoints/step-{step:06d}", config_hash=config.hash(), index_hash="i",
+        run_id="r", step=steps[-1], generation=1, checkpoints=[_record(step) for step in steps], config_hash=config.hash(), index_hash="i",
         tracker_id="t", events=10, ledger={}, sampler={}, controller={}, progress={},
     )  # fmt: skip
 
@@ -112,7 +132,7 @@ def _manifest(config: RunConfig, step: int = 3) -> Manifest:
 def test_a_manifest_is_read_back_and_refused_for_another_run(tmp_path: Path) -> None:
     config = load(DEMO, [])
     assert read_manifest(tmp_path, config.hash()) is None
-    manifest = _manifest(config)
+    manifest = _manifest(config, 3)
     write_manifest(tmp_path, manifest)
     with pytest.raises(UserError, match="is gone"):
         read_manifest(tmp_path, config.hash())
@@ -125,11 +145,24 @@ def test_a_manifest_is_read_back_and_refused_for_another_run(tmp_path: Path) -> 
         read_manifest(tmp_path, config.hash())
 
 
-def test_pruning_never_removes_what_the_manifest_names(tmp_path: Path) -> None:
+def test_pruning_removes_what_the_manifest_does_not_name_and_what_was_left_unfinished(tmp_path: Path) -> None:
     for step in range(5):
         (tmp_path / "checkpoints" / f"step-{step:06d}").mkdir(parents=True)
-    prune_checkpoints(tmp_path, 2, "checkpoints/step-000001")
-    assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["step-000001", "step-000003", "step-000004"]
+    (tmp_path / "checkpoints" / "step-000005.unfinished").mkdir()
+    prune_checkpoints(tmp_path, _manifest(load(DEMO, []), 1, 4))
+    assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["step-000001", "step-000004"]
+
+
+def test_the_newest_and_the_best_of_the_latest_phase_are_kept() -> None:
+    easy = [_record(1, 0, 0.9), _record(2, 0, 0.99)]
+    hard = [_record(3, 1, 0.3), _record(4, 1, 0.7), _record(5, 1, 0.6), _record(6, 1, None)]
+    assert [record.step for record in worth_keeping(easy, 1, 1)] == [2]
+    assert [record.step for record in worth_keeping([*easy, *hard], 2, 1)] == [4, 5, 6]
+    assert [record.step for record in worth_keeping([*easy, *hard], 1, 0)] == [6]
+    assert [record.step for record in worth_keeping([*easy, *hard], 1, 4)] == [2, 3, 4, 5, 6]
+    probed = _record(7, 2, 0.5).model_copy(update={"probed_at": 7})
+    later = _record(8, 2, 0.5).model_copy(update={"probed_at": 7})
+    assert best_first([probed, later])[0] is probed
 
 
 def test_the_watchdog_names_the_stage_and_the_last_good_thing() -> None:

@@ -1,0 +1,57 @@
+"""A checkpoint on disk. Under its final name it is complete; until then it is called `<name>.unfinished`. Knows no torch.
+
+::
+
+    step-000010-generation-1/
+        state.json                        what was trained, by how many ranks: enough to refuse another model
+        rank-00000-of-00002.safetensors   this rank's rows of weights and moments, and its random state
+        rank-00001-of-00002.safetensors
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+STATE = "state.json"
+UNFINISHED = ".unfinished"
+
+
+class CheckpointRefused(Exception):
+    """A checkpoint that cannot be continued from; the text says which file or which setting is the reason."""
+
+
+def unfinished(folder: Path) -> Path:
+    """Where a checkpoint is written."""
+    return folder.with_name(folder.name + UNFINISHED)
+
+
+def rank_files(folder: Path, ranks: int) -> list[Path]:
+    """The tensors of a checkpoint, by rank."""
+    return [folder / f"rank-{rank:05d}-of-{ranks:05d}.safetensors" for rank in range(ranks)]
+
+
+def read_state(folder: Path) -> dict[str, Any]:
+    """What a complete checkpoint says of itself."""
+    try:
+        state: dict[str, Any] = json.loads((folder / STATE).read_bytes())
+    except FileNotFoundError:
+        raise CheckpointRefused(f"no checkpoint in {folder}: it has no {STATE}; resume from a folder of checkpoints/") from None
+    except ValueError:
+        raise CheckpointRefused(f"{folder / STATE} is cut off or changed: resume from another checkpoint") from None
+    return state
+
+
+def complete(folder: Path, ranks: int) -> None:
+    """Gives a checkpoint its name, when every rank has written its part."""
+    written = unfinished(folder)
+    for path in (*rank_files(written, ranks), written / STATE):
+        if not path.is_file():
+            raise CheckpointRefused(f"{path} is not to be seen here: put the run's folder on storage that all machines share")
+    os.replace(written, folder)
+    for changed in (folder, folder.parent):  # names are durable only when their folder is
+        descriptor = os.open(changed, os.O_RDONLY)
+        os.fsync(descriptor)
+        os.close(descriptor)
