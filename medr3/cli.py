@@ -31,6 +31,7 @@ RunOrJob = Annotated[str | None, typer.Argument(metavar="[RUN|JOB]", help="a run
 Address = Annotated[str | None, typer.Option(help="the cluster's dashboard, such as http://127.0.0.1:8265")]
 Json = Annotated[bool, typer.Option("--json", help="print JSON")]
 
+BENCHMARKS = ("judge", "learner", "rewards", "weights")
 USER_ERROR_EXIT = 2  # as for a wrong command line: nothing was started, the caller can mend it
 
 
@@ -39,7 +40,7 @@ def train(
     config: Config,
     overrides: Overrides = None,
     resume: Annotated[Literal["auto", "never"], typer.Option(help="auto: go on where the run folder's manifest ends")] = "auto",
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="print the resolved configuration and end")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="print the resolved configuration and its memory; end")] = False,
 ) -> None:
     """Train on this machine, or within a cluster job."""
     resolved = load_config(config, overrides or [])
@@ -47,6 +48,12 @@ def train(
         import yaml
 
         print(yaml.safe_dump(resolved.model_dump(mode="json"), sort_keys=False, allow_unicode=True), end="")
+        from medr3.ops.memory_check import report_memory
+
+        memory = report_memory(resolved)
+        print("\n".join(memory.table), file=sys.stderr)
+        if memory.problems:
+            raise UserError("\n".join(memory.problems))
         return
     from medr3.run.train import train as run_training
 
@@ -99,6 +106,22 @@ def stop(target: RunOrJob = None, address: Address = None) -> None:
 
 
 @app.command()
+def export(
+    out: Annotated[Path, typer.Option(help="a new folder for the model, its tokenizer and its model card")],
+    run: Run = None,
+    checkpoint: Annotated[str, typer.Option(help="last, best (by held-out score), or the step of a kept one")] = "last",
+    dtype: Annotated[Literal["float32", "bfloat16"] | None, typer.Option(help="the run's own if left out")] = None,
+) -> None:
+    """Write a trained model as a folder that transformers and vLLM open."""
+    from medr3.ops.local import find_run
+
+    run_folder = find_run(run)
+    from medr3.ops.exporting import export as export_run
+
+    print(export_run(run_folder, out, checkpoint, dtype))
+
+
+@app.command()
 def report(run: Run = None) -> None:
     """Write the run's report.html."""
     from medr3.ops.local import find_run
@@ -129,6 +152,143 @@ def audit(run: Run = None, as_json: Json = False) -> None:
             f" {found.published:,} versions published"
         )
     raise typer.Exit(0 if found.ok else 1)
+
+
+@app.command()
+def replay(
+    run: Run = None,
+    overrides: Overrides = None,
+    first: Annotated[int, typer.Option("--from", min=1, help="the first step to train again")] = 1,
+    steps: Annotated[int | None, typer.Option(min=1, help="how many; to the end if left out")] = None,
+    out: Annotated[Path | None, typer.Option(help="a new folder for the resulting model")] = None,
+) -> None:
+    """Train again on what a run recorded, without engines, and compare; with KEY=VALUE, see what another setting gives."""
+    from medr3.ops.local import find_run
+
+    if run is not None and "=" in run:  # the run was left out, and this is the first override
+        overrides, run = [run, *(overrides or [])], None
+    run_folder = find_run(run)
+    from medr3.run.replay import CONFIG, open_recording
+    from medr3.run.replay import replay as replay_recording
+
+    recording = open_recording(run_folder)
+    config = load_config(run_folder / CONFIG, overrides or [])
+    raise typer.Exit(replay_recording(recording, config, first=first, count=steps, out=out, overridden=bool(overrides)))
+
+
+@app.command()
+def bench(
+    name: Annotated[str, typer.Argument(metavar="NAME", help=", ".join(BENCHMARKS))],
+    peer: Annotated[
+        Path | None, typer.Option(help="an environment with TRL, as bench/peers/trl.sh makes it, to compare the learner with")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Measure this machine: ratios of one run, beside their goals."""
+    if name not in BENCHMARKS:
+        raise UserError(f"{name}: no such benchmark; there are {', '.join(BENCHMARKS)}")
+    if peer is not None and name != "learner":
+        raise UserError("--peer: only the learner is compared with another system: leave it out")
+    if peer is not None and not (peer / "bin" / "python").exists():
+        raise UserError(f"{peer}: is no Python environment: make one with bench/peers/trl.sh {peer}")
+    from importlib import import_module
+
+    from bench.harness import table
+
+    measured = import_module(f"bench.{name}").run(**({} if peer is None else {"peer": peer}))
+    print(json.dumps(measured, indent=2) if as_json else table(measured))
+
+
+rewards = typer.Typer(
+    help="Look into rewards: what there is, what an episode earns, whether your own keeps the contract.", no_args_is_help=True
+)
+app.add_typer(rewards, name="rewards")
+
+
+@rewards.command("list")
+def list_rewards(as_json: Json = False) -> None:
+    """Name every component with its range and arguments, and every shipped recipe."""
+    from rewards.recipes import shipped
+    from rewards.registry import COMPONENTS, arguments_of
+
+    about = {name: (component.compute.__doc__ or "").partition("\n")[0] for name, component in COMPONENTS.items()}
+    if as_json:
+        components = {
+            name: {
+                "range": [component.low, component.high],
+                "arguments": arguments_of(name),
+                "needs": sorted(component.needs),
+                "about": about[name],
+            }
+            for name, component in sorted(COMPONENTS.items())
+        }
+        print(json.dumps({"components": components, "recipes": shipped()}, indent=2))
+        return
+    for name, component in sorted(COMPONENTS.items()):
+        print(f"{name:<22} {f'{component.low:g} … {component.high:g}':<8}  {about[name]}")
+    print(f"recipes: {', '.join(shipped())}")
+
+
+@rewards.command("explain")
+def explain_reward(
+    target: Annotated[str, typer.Argument(metavar="EPISODE.json|RUN", help="one row as JSON with its question, or a run")],
+    episode: Annotated[str | None, typer.Argument(metavar="[GROUP/EPISODE]", help="of a run")] = None,
+    recipe: Annotated[str, typer.Option(help="a shipped one, or a YAML file of that form; of a run: its own if left out")] = "",
+    phase: Annotated[str, typer.Option(help="the recipe's phase")] = "",
+    question: Annotated[Path | None, typer.Option(help="the question as JSON, where the row does not hold it")] = None,
+    as_json: Json = False,
+) -> None:
+    """Print each component of an episode's reward with its reason, and the total."""
+    from medr3.observe import explaining
+
+    if episode is None:
+        if not recipe:
+            raise UserError("name the recipe: --recipe med_r3 --phase retrieval; medr3 rewards list names them all")
+        asked, row = explaining.read_episode(Path(target), question)
+        name, chosen = explaining.named_recipe(recipe, phase)
+    else:
+        from medr3.ops.local import find_run
+        from tasks.world import Universe
+
+        run = find_run(target)
+        config = load_config(run / "config.json", [])
+        row = explaining.find_episode(run, episode)
+        asked = Universe.build(config.world, config.run.seed).question(row.question_id)
+        name = config.rules(row.phase, row.source).reward
+        name, chosen = explaining.named_recipe(recipe, phase) if recipe else (name, config.rewards[name])
+    explained = explaining.explain(asked, row, name, chosen)
+    print(json.dumps(explained.as_dict(), indent=2) if as_json else explained)
+
+
+@rewards.command("check")
+def check_rewards(
+    path: Annotated[str, typer.Argument(metavar="MODULE:FUNCTION", help="such as my_package.rewards:brevity")],
+    style: Annotated[Literal["medr3", "verl"], typer.Option(help="how it is called")] = "medr3",
+    low: Annotated[float | None, typer.Option(help="what its values never fall below")] = None,
+    high: Annotated[float | None, typer.Option(help="what its values never rise above")] = None,
+    as_json: Json = False,
+) -> None:
+    """Try a reward of your own on ordinary and hostile episodes, in a process that can be killed."""
+    from rewards.config import OWN_REWARD
+
+    if not OWN_REWARD.fullmatch(path):
+        raise UserError(f"{path!r} is no path to a function: write module:function, such as my_package.rewards:brevity")
+    from dataclasses import asdict
+
+    from rewards.contract import check_reward
+
+    verdict = check_reward(path, style=style, low=low, high=high)
+    print(json.dumps({**asdict(verdict), "ok": verdict.ok}, indent=2) if as_json else verdict)
+    raise typer.Exit(0 if verdict.ok else 1)
+
+
+@rewards.command("table")
+def table_rewards(run: Run = None) -> None:
+    """Print what every component is worth over a run's episodes, by phase and source; by rule, without a judge."""
+    from medr3.ops.local import find_run
+    from rewards.table import as_markdown, component_table
+
+    print(as_markdown(component_table(find_run(run))))
 
 
 def load_config(path: Path, overrides: list[str]) -> RunConfig:
