@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from rewards.config import JudgeConfig
+
 
 class EngineConfig(BaseModel):
     """What vLLM is started with."""
@@ -35,6 +37,7 @@ class RolloutConfig(BaseModel):
     group_timeout_s: float = Field(default=120, gt=0, description="lease of one group; after it the group goes elsewhere")
     update_timeout_s: float = Field(default=60, gt=0, description="an engine that has not acked new weights by then is fenced")
     reward_timeout_s: float = Field(default=30, gt=0, description="a group whose rewards take longer is voided")
+    judge: JudgeConfig | None = Field(default=None, description="a model that judges where rules cannot; none: rules only")
     ping_timeout_s: float = Field(default=5, gt=0, description="a suspect engine that has not answered by then is replaced")
     max_engine_restarts: int = Field(
         default=5, ge=0, description="early deaths of one engine in a row before its place stays empty"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from actors.config import EpisodeBudget
 from rewards.config import RewardRecipe
@@ -26,9 +27,17 @@ class GroupRequest:
     recipe: RewardRecipe
 
 
+class DroppedSample(NamedTuple):
+    """An episode that left its group because it could not be scored: the judge or a reward of the user's own failed."""
+
+    episode_id: str
+    cause: str  # judge | own_reward
+    reason: str
+
+
 @dataclass(frozen=True, slots=True)
 class GroupSummary:
-    """What the run loop needs of a finished group without opening its Arrow rows."""
+    """What the run loop needs of a finished group without opening its Arrow rows. Dropped samples are in no other field."""
 
     group_id: str
     attempt: int
@@ -46,6 +55,7 @@ class GroupSummary:
     evidence_levels: list[int] = field(default_factory=list)  # of the documents that were cited
     generate_s: float = 0.0
     search_s: float = 0.0
+    dropped_samples: list[DroppedSample] = field(default_factory=list)
 
 
 class GroupVoided(Exception):

@@ -14,12 +14,17 @@ from actors.engine import PolicyEngine
 from actors.episodes import EpisodeRunner
 from actors.failures import EngineLost
 from actors.messages import GroupRequest, GroupSummary, GroupVoided
+from actors.scoring import Scored, Scorer
 from actors.tokens import EpisodeTokenizer
 from retrieval_service.config import RetrievalConfig
 from retrieval_service.types import RetrievalError, SearchQuery, SearchResult
-from rewards.composition import Score, score
+from rewards.config import RewardRecipe
 from trajectories.publication import Publication, WeightAck
 from trajectories.schema import Episode, Source, WeightVersion, to_table
+
+# An evaluation asks whether answers are right and what they rest on, which rules tell: no judge and no reward of the user's own
+# can spoil it.
+EXAMINATION = RewardRecipe.model_validate({"terms": [{"name": "correct"}]})
 
 
 class RolloutActor:
@@ -28,6 +33,7 @@ class RolloutActor:
     def __init__(self) -> None:
         self._engine: PolicyEngine | None = None
         self._runner: EpisodeRunner | None = None
+        self._scorer: Scorer | None = None
         self._config = RolloutConfig()
         self._groups = 0
 
@@ -43,6 +49,7 @@ class RolloutActor:
         """Starts the engine; it still has no weights that it would sample from. Without a handle every search fails."""
         tokenizer = EpisodeTokenizer.from_folder(model_dir)
         self._config = rollout_config
+        self._scorer = Scorer(rollout_config.judge)
         self._engine = PolicyEngine(engine_id, engine_config, rollout_config.canary_tolerance)
         await self._engine.start(model_dir, needs_text=bool(tokenizer.tags.stop_strings))
         self._runner = EpisodeRunner(
@@ -59,25 +66,27 @@ class RolloutActor:
             raise EngineLost("the rollout actor was not started")
         self._groups += 1
         try:
-            episodes = await self._runner.run(request)
-            scores, table = await self._rewarded(request, episodes)
+            scored = await self._scored(request, request.recipe, await self._runner.run(request))
+            table = await asyncio.to_thread(to_table, scored.episodes)
         finally:
             self._groups -= 1
-        return _summary(request, self._engine, episodes, scores), table
+        return _summary(request, self._engine, scored), table
 
     async def examine(self, requests: list[GroupRequest]) -> list[GroupSummary]:
         """Several questions in one call, without Arrow rows: an evaluation wants scores, and its groups are too small to travel alone."""
         if self._runner is None or self._engine is None:
             raise EngineLost("the rollout actor was not started")
         rolled = await asyncio.gather(*map(self._runner.run, requests))
-        scores = await asyncio.to_thread(lambda: [_score(*pair) for pair in zip(requests, rolled, strict=True)])
-        found = zip(requests, rolled, scores, strict=True)
-        return [_summary(request, self._engine, episodes, earned) for request, episodes, earned in found]
+        scored = await asyncio.gather(
+            *(self._scored(request, EXAMINATION, episodes) for request, episodes in zip(requests, rolled, strict=True))
+        )
+        return [_summary(request, self._engine, each) for request, each in zip(requests, scored, strict=True)]
 
-    async def _rewarded(self, request: GroupRequest, episodes: list[Episode]) -> tuple[list[Score], pa.Table]:
+    async def _scored(self, request: GroupRequest, recipe: RewardRecipe, episodes: list[Episode]) -> Scored:
+        assert self._scorer is not None, "it starts with the engine"
         try:
             async with asyncio.timeout(self._config.reward_timeout_s):
-                return await asyncio.to_thread(_reward, request, episodes)
+                return await self._scorer.score(request, recipe, episodes)
         except TimeoutError:
             raise GroupVoided(f"rewards of group {request.group_id} took over {self._config.reward_timeout_s:g} s") from None
 
@@ -95,30 +104,14 @@ class RolloutActor:
         return {"engine_id": self._engine.engine_id, "version": version, "groups": self._groups, "pid": os.getpid()}
 
     async def stop(self) -> None:
+        if self._scorer is not None:
+            await self._scorer.close()
         if self._engine is not None:
             self._engine.stop()
 
 
-def _reward(request: GroupRequest, episodes: list[Episode]) -> tuple[list[Score], pa.Table]:
-    """Scores and rows. Runs in a thread, because a reward may be slow or ask a judge."""
-    return _score(request, episodes), to_table(episodes)
-
-
-def _score(request: GroupRequest, episodes: list[Episode]) -> list[Score]:
-    """Scores every episode in place."""
-    scores: list[Score] = []
-    for episode in episodes:
-        try:
-            earned = score(request.question, episode, request.recipe)
-        except Exception as error:
-            raise GroupVoided(f"reward failed for episode {episode.episode_id}: {type(error).__name__}: {error}") from error
-        episode.rewards, episode.turn_rewards = earned.parts, earned.turn_rewards
-        episode.reward, episode.correct = earned.total, earned.correct
-        scores.append(earned)
-    return scores
-
-
-def _summary(request: GroupRequest, engine: PolicyEngine, episodes: list[Episode], scores: list[Score]) -> GroupSummary:
+def _summary(request: GroupRequest, engine: PolicyEngine, scored: Scored) -> GroupSummary:
+    episodes, scores = scored.episodes, scored.scores
     versions = [WeightVersion(span.generation, span.number) for episode in episodes for span in episode.versions]
     if not versions:
         raise GroupVoided(f"group {request.group_id} has not a single sampled token")
@@ -147,6 +140,7 @@ def _summary(request: GroupRequest, engine: PolicyEngine, episodes: list[Episode
         evidence_levels=[level for earned in scores for level in earned.cited_levels],
         generate_s=sum(episode.generate_s for episode in episodes),
         search_s=sum(episode.search_s for episode in episodes),
+        dropped_samples=scored.dropped,
     )
 
 

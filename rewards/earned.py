@@ -8,7 +8,12 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True, slots=True)
 class Earned:
-    """A component's value, and where it is known, which turn earned how much of it: the turns' shares add up to the value."""
+    """A component's value, which turn earned how much of it, and why.
+
+    Where the turns are known, their shares add up to the value and are no further reward. `reason` is one short phrase for a
+    person, such as "letter B is the gold letter"; no code reads it.
+    """
 
     value: float
     turns: Mapping[int, float] = field(default_factory=dict)
+    reason: str = ""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 from tasks.prompting import (
     DOCUMENT_CLOSE,
     DOCUMENT_OPEN,
@@ -12,6 +14,9 @@ from tasks.prompting import (
     THINK_OPEN,
 )
 
+# A recipe's components read the same episode one after the other; more than the last few texts are never asked for again.
+RECENT_TEXTS = 8
+
 
 def without(text: str, opening: str, closing: str) -> str:
     """The text without its spans between two tags, in linear time; a space stays, so that removal never makes a new tag.
@@ -21,20 +26,23 @@ def without(text: str, opening: str, closing: str) -> str:
         'a   c'
     """
     kept: list[str] = []
-    while True:
-        before, found, rest = text.partition(opening)
-        _, closed, after = rest.partition(closing)
-        if not found or not closed:
-            return " ".join([*kept, text])
-        kept.append(before)
-        text = after
+    position = 0
+    while (start := text.find(opening, position)) >= 0:
+        end = text.find(closing, start + len(opening))
+        if end < 0:
+            break
+        kept.append(text[position:start])
+        position = end + len(closing)
+    return " ".join([*kept, text[position:]])
 
 
+@lru_cache(maxsize=RECENT_TEXTS)
 def own_text(text: str) -> str:
     """A response without the documents that were put into it."""
     return without(text, DOCUMENT_OPEN, DOCUMENT_CLOSE)
 
 
+@lru_cache(maxsize=RECENT_TEXTS)
 def own_thinking(text: str) -> str:
     """What the model itself thought: no document, no query, nothing after the thinking has ended."""
     thought = own_text(text).partition(THINK_CLOSE)[0]

@@ -54,15 +54,19 @@ class Question(BaseModel):
     kind: AnswerKind
     gold: str = Field(min_length=1, description="letter for a choice, decimal or ISO date for a number, phrase for a text")
     aliases: tuple[str, ...] = ()
+    broader: tuple[str, ...] = Field(default=(), description="categories that contain the gold answer: half right as an answer")
     options: dict[str, str] = Field(default_factory=dict, description="letter → option, for a choice")
-    lower: float | None = None
-    upper: float | None = None
+    lower: float | None = Field(default=None, allow_inf_nan=False)
+    upper: float | None = Field(default=None, allow_inf_nan=False)
     unit: str = ""
     source: str = "unknown"
     specialty: str = ""
     hops: int = Field(default=1, ge=1)
     collection: str = Field(default="", description="the body of literature that is searched; empty: all of it")
     gold_documents: tuple[str, ...] = ()
+    reference_graphs: tuple[tuple[tuple[str, str, str], ...], ...] = Field(
+        default=(), description="ways to reason to the answer, each a graph of (entity, relation, entity)"
+    )
     context: tuple[Document, ...] = Field(default=(), description="documents handed over with the question (reasoning phase)")
     length: LengthInstruction | None = None
 

@@ -159,6 +159,7 @@ class World:
             "hops": len(relations),
             "collection": self.collection,
             "gold_documents": tuple(fact.documents[0].id for fact in facts),
+            "reference_graphs": (tuple((fact.subject, fact.relation, fact.object) for fact in facts),),
             "context": self._context(rng, facts) if source.with_context else (),
         }
         answer = facts[-1].object

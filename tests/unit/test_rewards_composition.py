@@ -7,9 +7,11 @@ import math
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from pydantic import ValidationError
 
 from rewards.composition import score
 from rewards.config import RewardRecipe
+from rewards.recipes import load_recipe
 from rewards.registry import COMPONENTS, check_recipe
 from rewards.text import own_text, own_thinking
 from tasks.prompting import TAGS
@@ -174,8 +176,7 @@ def test_search_count(n: int, arguments: dict[str, object], expected: float) -> 
 @pytest.mark.parametrize(
     ("terms", "words"),
     [
-        ([{"name": "corect"}], "reward 'corect' is unknown; known are correct, evidence, evidence_relative, format"),
-        ([{"name": "format"}, {"name": "format"}], "named twice"),
+        ([{"name": "corect"}], "reward 'corect' is unknown: did you mean correct?"),
         ([{"name": "evidence", "arguments": {"levels": []}}], "has no argument 'levels'; it takes quality, unknown"),
         ([{"name": "evidence", "arguments": {"quality": [1, 0]}}], "one quality in"),
         ([{"name": "evidence", "arguments": {"quality": [9, 0, 0, 0, 0, 0]}}], "one quality in"),
@@ -196,6 +197,165 @@ def test_a_weight_is_finite_and_scoring_checks_the_recipe_too() -> None:
     for _ in range(2):  # a refusal is not forgotten by the cache
         with pytest.raises(ValueError, match="'corect' is unknown"):
             score(NUMBER, episode(GOOD), RewardRecipe.model_validate({"terms": [{"name": "corect"}]}))
+
+
+def recipe_of(terms: list[dict[str, object]], **settings: object) -> RewardRecipe:
+    return RewardRecipe.model_validate({"terms": terms, **settings})
+
+
+@pytest.mark.parametrize(
+    ("recipe", "words"),
+    [
+        ({"terms": [{"name": "format"}, {"name": "format"}]}, "reward 'format' is named twice in one recipe"),
+        ({"terms": [{"name": "format"}], "penalties": [{"name": "evidence", "label": "format"}]}, "'format' is named twice"),
+        (
+            {"terms": [{"name": "format", "when": {"component": "correct", "at_least": 1}}]},
+            "waits for 'correct', which the recipe",
+        ),
+        ({"terms": [{"name": "format"}], "replace": [{"when": {"component": "x", "equals": 0}, "value": 1}]}, "waits for 'x'"),
+        ({"terms": [{"name": "format", "when": {"component": "format"}}]}, "either at_least or equals"),
+        ({"terms": [{"name": "format", "clip": {"low": 1, "high": 0}}]}, "low 1 is above high 0"),
+        ({"terms": [{"name": "format", "range": [0, 1]}]}, "are for rewards of your own"),
+        ({"terms": [{"name": "format", "label": "mean"}]}, "'mean' is taken by a metric"),
+        ({"terms": [{"name": "format", "label": "a/b"}]}, "should match pattern"),
+        ({"terms": [{"name": "mine:"}]}, "write package.module:function"),
+        ({"terms": [{"name": "my.rewards:mine", "range": [1, 0]}]}, "lower bound first"),
+        ({"terms": []}, "at least one term"),
+        ({"terms": [{"name": "format", "weigth": 1}]}, "Extra inputs"),
+    ],
+)
+def test_a_recipe_that_contradicts_itself_is_refused_in_one_line(recipe: dict[str, object], words: str) -> None:
+    with pytest.raises(ValidationError) as refusal:
+        RewardRecipe.model_validate(recipe)
+    (problem,) = refusal.value.errors()
+    assert words in problem["msg"] and "\n" not in problem["msg"]
+
+
+def test_a_recipe_survives_being_written_down() -> None:
+    recipe = recipe_of(
+        [{"name": "correct"}, {"name": "my.rewards:mine", "deadline_s": 1, "when": {"component": "correct", "equals": 1}}],
+        clip={"high": 1}, replace=[{"when": {"component": "mine", "at_least": 0.5}, "value": 0, "of": "total"}],
+        penalties=[{"name": "format", "label": "mine", "baseline": 1}],
+    )  # fmt: skip
+    assert RewardRecipe.model_validate_json(recipe.model_dump_json()) == recipe
+
+
+RIGHT = episode(GOOD)
+WRONG = episode(GOOD.replace("42 </answer>", "7 </answer>"), answer="7")
+CUT = episode("<think> 42", answer="", finish="budget")
+SEARCHED_WRONG = episode(searched("").text.replace("42 </a", "7 </a"), *searched("").searches, answer="7")
+GATED = {
+    "name": "search_count",
+    "label": "bonus",
+    "weight": -5,
+    "when": {"component": "correct", "at_least": 1},
+    "arguments": {"cost": 1},
+}
+
+
+@pytest.mark.parametrize(
+    ("settings", "of", "total"),
+    [
+        ({"terms": [{"name": "correct"}, GATED]}, searched(META), 6.0),
+        ({"terms": [{"name": "correct"}, GATED]}, SEARCHED_WRONG, 0.0),
+        ({"terms": [{"name": "correct"}, GATED | {"clip": {"high": 0.5}}]}, searched(META), 1.5),
+        ({"terms": [{"name": "correct", "weight": 2}], "clip": {"high": 1.5}}, RIGHT, 1.5),
+        ({"terms": [{"name": "malformed"}], "clip": {"low": 0}}, episode("", finish="malformed"), 0.0),
+        ({"terms": [{"name": "correct"}], "penalties": [{"name": "format", "weight": 0.1, "baseline": 1}]}, RIGHT, 1.0),
+        ({"terms": [{"name": "correct"}], "penalties": [{"name": "format", "weight": 0.1, "baseline": 1}]}, CUT, -0.1),
+        # Med-R³: without form the sum is 0.1 and the penalties still come; a malformed search is −0.1 and nothing else.
+        ("med_r3/reasoning", CUT, 0.1 - 0.1 - 0.1 - 0.1),
+        ("med_r3/reasoning", episode("<think> </search>", finish="malformed"), -0.1),
+        ("med_r3/reasoning", WRONG, 0.1),
+        ("med_r3/reasoning", RIGHT, 1.0),
+    ],
+)
+def test_gates_bounds_replacements_and_penalties(settings: dict[str, object] | str, of: Episode, total: float) -> None:
+    recipe = load_recipe(settings) if isinstance(settings, str) else RewardRecipe.model_validate(settings)
+    found = score(NUMBER, of, recipe)
+    assert found.total == pytest.approx(total), found.lines
+
+
+def test_what_has_no_weight_is_logged_and_what_was_done_is_said() -> None:
+    found = score(
+        NUMBER, searched(META), recipe_of([{"name": "correct", "weight": 0}, GATED | {"clip": {"high": 0.5}}], clip={"high": 0})
+    )
+    assert [(part.name, part.value, part.weight) for part in found.parts] == [("correct", 1.0, 0.0), ("bonus", -1.0, -5.0)]
+    assert [line.note for line in found.lines] == ["logged only", "clipped from 5"]
+    assert found.notes == ["the terms' sum is clipped from 0.5 to 0"]
+    closed = score(NUMBER, episode(""), recipe_of([{"name": "correct", "weight": 0}, GATED]))
+    assert closed.lines[1].note == "does not count: needs correct ≥ 1"
+
+
+TWO_TERMS = [{"name": "evidence"}, {"name": "gold_recall", "weight": 2, "when": {"component": "correct", "at_least": 1}}]
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        ({}, {"evidence": 1.0, "gold_recall": 1.0}),
+        ({"clip": {"high": 0.5}}, {"evidence": 0.25, "gold_recall": 0.25}),
+        ({"clip": {"low": 3}}, {"evidence": 1.0, "gold_recall": 1.0}),  # what the bound added is no turn's doing
+        ({"replace": [{"when": {"component": "correct", "equals": 1}, "value": 0.1}]}, {}),
+        ({"replace": [{"when": {"component": "correct", "equals": 1}, "value": 9, "of": "total"}]}, {}),
+        (
+            {"penalties": [{"name": "gold_recall", "label": "missed", "weight": 0.1, "baseline": 1}]},
+            {"evidence": 1.0, "gold_recall": 1.0},
+        ),
+    ],
+)
+def test_turn_rewards_follow_what_happens_to_their_term(settings: dict[str, object], expected: dict[str, float]) -> None:
+    found = score(NUMBER, searched(META), recipe_of([*TWO_TERMS, {"name": "correct", "weight": 0}], **settings))
+    assert {reward.name: reward.value for reward in found.turn_rewards} == pytest.approx(expected)
+
+
+NAMES = st.sampled_from(["correct", "evidence", "gold_recall", "search_count", "information_gain", "malformed", "format"])
+NUMBERS = st.floats(-3, 3).map(lambda value: round(value, 2))
+BOUNDS = st.tuples(st.none() | NUMBERS, st.none() | NUMBERS).map(
+    lambda two: dict(zip(("low", "high"), sorted(two) if None not in two else two, strict=True))
+)
+
+
+@st.composite
+def recipes(draw: st.DrawFn) -> RewardRecipe:
+    names = draw(st.lists(NAMES, min_size=1, max_size=5, unique=True))
+    conditions = st.builds(lambda name, value: {"component": name, "at_least": value}, st.sampled_from(names), NUMBERS)
+    terms = [
+        {
+            "name": name,
+            "weight": draw(NUMBERS),
+            "baseline": draw(st.sampled_from([0, 0, 1])),
+            "when": draw(st.none() | conditions),
+            "clip": draw(BOUNDS),
+        }
+        for name in names
+    ]
+    replacements = st.builds(
+        lambda when, value, of: {"when": when, "value": value, "of": of}, conditions, NUMBERS, st.sampled_from(["sum", "total"])
+    )
+    replace = draw(st.lists(replacements, max_size=2))
+    cut = draw(st.integers(1, len(terms)))
+    return RewardRecipe.model_validate(
+        {"terms": terms[:cut], "penalties": terms[cut:], "clip": draw(BOUNDS), "replace": replace}
+    )
+
+
+@settings(deadline=None)
+@given(recipes(), st.sampled_from([searched(META), searched(TRIAL), RIGHT, CUT, episode("", finish="malformed")]))
+def test_no_recipe_lets_turns_say_more_than_the_total_contains(recipe: RewardRecipe, of: Episode) -> None:
+    found = score(NUMBER, of, recipe)
+    assert math.isfinite(found.total)
+    per_term = {
+        line.name: sum(reward.value for reward in found.turn_rewards if reward.name == line.name) for line in found.lines
+    }
+    for line in found.lines:
+        low, high = sorted((0.0, line.contribution))
+        assert low - 1e-9 <= per_term[line.name] <= high + 1e-9
+    replaced = any("because" in note for note in found.notes)
+    if replaced and "total" in found.notes[0]:
+        assert not found.turn_rewards
+    if not found.notes:
+        assert found.total == pytest.approx(sum(line.contribution for line in found.lines))
 
 
 EVERYTHING = RewardRecipe.model_validate({"terms": [{"name": name} for name in COMPONENTS]})
