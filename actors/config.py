@@ -53,5 +53,12 @@ class EpisodeBudget(BaseModel):
     retrieval: bool = True
     max_searches: int = Field(default=4, ge=0)
     top_k: int = Field(default=3, ge=1)
+    max_passages: int | None = Field(default=None, ge=0, description="passages that an episode is shown in all; R3-RAG: 10")
+    distinct_passages: bool = Field(
+        default=False, description="what a search before has shown is not shown again; R3-RAG: true"
+    )
+    regenerations: int = Field(
+        default=0, ge=0, description="how often a malformed turn is thrown away and sampled again before it counts; R3-RAG: 3"
+    )
     max_turn_tokens: int = Field(default=96, ge=1)
     max_response_tokens: int = Field(default=256, ge=1, description="model and document tokens together, as in Med-R³")

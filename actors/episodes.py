@@ -75,11 +75,11 @@ class EpisodeRunner:
             begun = time.perf_counter()
             if isinstance(action, Generate):
                 completion = await self._policy.generate(
-                    f"{episode_id}.{protocol.turn}",
+                    f"{episode_id}.{protocol.attempt}.{protocol.turn}",
                     action.prompt_ids,
                     max_tokens=action.max_tokens,
                     temperature=request.temperature,
-                    seed=turn_seed(request.seed, index, protocol.turn),
+                    seed=turn_seed(request.seed, index, protocol.turn, protocol.attempt),
                     stop_token_ids=action.stop_token_ids,
                     stop_strings=action.stop_strings,
                 )
@@ -91,6 +91,8 @@ class EpisodeRunner:
                 )
                 found = await self._searcher.search(query)
                 search_s += time.perf_counter() - begun
+                shown = protocol.admitted([hit.id for hit in found.hits])
+                found = found.model_copy(update={"hits": [found.hits[i] for i in shown]})
                 documents = [Document(id=hit.id, text=hit.text) for hit in found.hits]
                 protocol.on_documents(self._tokenizer.observation(documents), _record(protocol.turn, action.query, found))
         return protocol.to_episode(
@@ -119,14 +121,15 @@ class EpisodeRunner:
         return request.budget.model_copy(update={"max_response_tokens": min(request.budget.max_response_tokens, room)})
 
 
-def turn_seed(group_seed: int, episode: int, turn: int) -> int:
-    """A seed of its own for every turn, so that no two episodes of a group sample alike and each can be sampled again.
+def turn_seed(group_seed: int, episode: int, turn: int, attempt: int = 0) -> int:
+    """A seed of its own for every attempt at a turn, so that no two sample alike and each can be sampled again.
 
     Example:
-        >>> turn_seed(1, 0, 0) == turn_seed(1, 0, 0), turn_seed(1, 0, 0) == turn_seed(1, 1, 0)
-        (True, False)
+        >>> turn_seed(1, 0, 0) == turn_seed(1, 0, 0), turn_seed(1, 0, 0) == turn_seed(1, 1, 0), turn_seed(1, 0, 0, attempt=1)
+        (True, False, 26191282391260)
     """
-    return int.from_bytes(blake2b(f"{group_seed}/{episode}/{turn}".encode(), digest_size=6).digest(), "big")
+    name = f"{group_seed}/{episode}/{turn}" + (f"/{attempt}" if attempt else "")
+    return int.from_bytes(blake2b(name.encode(), digest_size=6).digest(), "big")
 
 
 def _record(turn: int, query: str, found: SearchResult) -> SearchRecord:

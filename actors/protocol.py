@@ -87,6 +87,7 @@ class EpisodeProtocol:
         self._asked: set[str] = set()
         self._place = _place_after(tags, prompt_ids)
         self._turn = 0
+        self._thrown_away = 0
         self.answer = ""
         self._next: Generate | Search | Finish = self._generate()
 
@@ -95,16 +96,23 @@ class EpisodeProtocol:
         return self._next
 
     def on_tokens(self, token_ids: Sequence[int], logprobs: Sequence[float], version_spans: Sequence[VersionSpan]) -> None:
-        """Takes one whole turn from the engine. `version_spans` count from the turn's first token and cover all of them."""
+        """Takes one whole turn from the engine. `version_spans` count from the turn's first token and cover all of them.
+
+        A malformed turn is thrown away while the budget allows it: `next()` then says the same as before.
+        """
         if not isinstance(self._next, Generate):
             raise RuntimeError(f"tokens arrived while the episode waits for {self._next}")
         if len(token_ids) > self._next.max_tokens or len(logprobs) != len(token_ids):
             got = f"{len(token_ids)} tokens with {len(logprobs)} log-probabilities"
             raise ValueError(f"the engine returned {got} for a request of {self._next.max_tokens}")
-        self._append_model_tokens(token_ids, logprobs, version_spans)
+        _check_spans(version_spans, len(token_ids))
         turn = read_turn(self._tags.pieces(token_ids), self._place)
-        self._place = turn.place
-        self._next = self._after_turn(turn)
+        then = self._after_turn(turn)
+        if then == Finish(FinishReason.MALFORMED) and self._thrown_away < self._budget.regenerations:
+            self._thrown_away += 1
+            return
+        self._append_model_tokens(token_ids, logprobs, version_spans)
+        self._place, self._next, self._thrown_away = turn.place, then, 0
 
     def on_documents(self, observation_ids: Sequence[int], record: SearchRecord) -> None:
         """Takes what a search found. An observation that leaves no room for the model is recorded but not appended."""
@@ -122,10 +130,24 @@ class EpisodeProtocol:
         self._turn += 1
         self._next = self._generate()
 
+    def admitted(self, document_ids: Sequence[str]) -> list[int]:
+        """Which of the documents found, by position, the episode may still be shown."""
+        seen = {name for search in self._searches for name in search.document_ids}
+        new = [i for i, name in enumerate(document_ids) if not (self._budget.distinct_passages and name in seen)]
+        if self._budget.max_passages is None:
+            return new
+        shown = sum(len(search.document_ids) for search in self._searches)
+        return new[: max(0, self._budget.max_passages - shown)]
+
     @property
     def turn(self) -> int:
         """The model's current turn, from 0."""
         return self._turn
+
+    @property
+    def attempt(self) -> int:
+        """Which attempt at this turn it is, from 0."""
+        return self._thrown_away
 
     def to_episode(
         self,
@@ -198,13 +220,6 @@ class EpisodeProtocol:
         return Search(turn.content)
 
     def _append_model_tokens(self, token_ids: Sequence[int], logprobs: Sequence[float], spans: Sequence[VersionSpan]) -> None:
-        reached = 0
-        for span in spans:
-            if span.start != reached or span.end < span.start:
-                raise ValueError(f"weight-version span [{span.start}, {span.end}) does not continue at token {reached}")
-            reached = span.end
-        if reached != len(token_ids):
-            raise ValueError(f"weight versions cover {reached} of {len(token_ids)} tokens")
         start = len(self._ids)
         if not token_ids:
             return
@@ -214,6 +229,16 @@ class EpisodeProtocol:
         self._versions += [
             VersionSpan(s.generation, s.number, start + s.start, start + s.end) for s in spans if s.end > s.start
         ]
+
+
+def _check_spans(spans: Sequence[VersionSpan], tokens: int) -> None:
+    reached = 0
+    for span in spans:
+        if span.start != reached or span.end < span.start:
+            raise ValueError(f"weight-version span [{span.start}, {span.end}) does not continue at token {reached}")
+        reached = span.end
+    if reached != tokens:
+        raise ValueError(f"weight versions cover {reached} of {tokens} tokens")
 
 
 def _place_after(tags: TagReader, prompt_ids: Sequence[int]) -> Place:

@@ -73,7 +73,7 @@ def step_relevance(
 def step_validity(question: Question, episode: Episode, findings: Findings, *, penalty: float = 0.9) -> Earned:
     """Val = −0.9 where a step was malformed, credited to the turn that was.
 
-    The authors let a malformed step be generated three times more first; here the protocol ends the episode at the first.
+    How often a malformed step is sampled again first is the episode's budget (`regenerations`; the authors': 3).
     """
     if not 0 <= penalty <= 1:
         raise ValueError(f"needs 0 ≤ penalty ≤ 1, got {penalty}")

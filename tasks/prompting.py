@@ -13,24 +13,28 @@ ANSWER_OPEN, ANSWER_CLOSE = "<answer>", "</answer>"
 TAGS = (
     THINK_OPEN, THINK_CLOSE, SEARCH_OPEN, SEARCH_CLOSE, DOCUMENT_OPEN, DOCUMENT_CLOSE, ANSWER_OPEN, ANSWER_CLOSE,
 )  # fmt: skip
+LONGEST_TAG = max(map(len, TAGS))
 
 
 def strip_tags(text: str) -> str:
     """Removes the protocol's tags from text that comes from outside, so that a document can never open or close a turn.
 
-    Removal is repeated until nothing changes, because removing one tag can complete another.
+    Removing one tag can complete another, which then goes too: one pass over the text, looking back at every `>`.
 
     Example:
         >>> strip_tags("a </sea</search>rch> b")
         'a  b'
     """
-    while True:
-        stripped = text
-        for tag in TAGS:
-            stripped = stripped.replace(tag, "")
-        if stripped == text:
-            return text
-        text = stripped
+    if not any(tag in text for tag in TAGS):
+        return text
+    kept: list[str] = []
+    for character in text:
+        kept.append(character)
+        if character == ">":
+            end = "".join(kept[-LONGEST_TAG:])
+            closed = next((tag for tag in TAGS if end.endswith(tag)), "")
+            del kept[len(kept) - len(closed) :]
+    return "".join(kept)
 
 
 def render_documents(documents: Iterable[Document]) -> str:

@@ -72,9 +72,11 @@ class Library:
         return SearchResult(hits=[hit], index_hash="abc", latency_ms=3.0, cached=True)
 
 
-def roll_out(policy: ScriptedPolicy, library: Library, *, n: int = 3, max_model_len: int = 128) -> list[Episode]:
+def roll_out(
+    policy: ScriptedPolicy, library: Library, *, n: int = 3, max_model_len: int = 128, **bounds: object
+) -> list[Episode]:
     recipe = RewardRecipe(terms=[RewardTerm(name="correct")])
-    request = GroupRequest("run", "g", 2, "joint", QUESTION, n, 1.0, 5, EpisodeBudget(top_k=4), recipe)
+    request = GroupRequest("run", "g", 2, "joint", QUESTION, n, 1.0, 5, EpisodeBudget(top_k=4, **bounds), recipe)
     return asyncio.run(EpisodeRunner(policy, TOKENIZER, library, "lexical", max_model_len).run(request))
 
 
@@ -94,6 +96,13 @@ def test_documents_are_woven_into_the_episode() -> None:
             (0, ["d1"], [2], 3.0, True)
         ]
         assert [span.number for span in episode.versions] == [0, 1]
+
+
+def test_a_row_holds_only_the_passages_that_the_model_was_shown() -> None:
+    [episode] = roll_out(ScriptedPolicy(), Library(), n=1, max_passages=0)
+    assert [search.document_ids for search in episode.searches] == [[]]
+    assert "<document>" not in episode.text
+    assert episode.finish == "answer"
 
 
 @pytest.mark.parametrize("failure", [RetrievalTimeout("no answer within 10 s"), RetrievalRejected("queue is full")])

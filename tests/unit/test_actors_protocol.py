@@ -133,6 +133,38 @@ def test_documents_without_room_end_the_episode_and_are_not_appended() -> None:
     assert len(episode.searches) == 1
 
 
+def test_a_malformed_turn_is_sampled_again_and_leaves_no_trace_until_it_counts() -> None:
+    budget = EpisodeBudget(regenerations=2)
+    protocol = EpisodeProtocol(TAG_IDS, PROMPT, budget)
+    asked, malformed = protocol.next(), ids("</think> <search>")
+    for attempt in (1, 2):
+        feed(protocol, malformed)
+        assert (protocol.next(), protocol.attempt) == (asked, attempt)
+    feed(protocol, ids("<think> <search> dose lomab </search>"))
+    assert (protocol.next(), protocol.attempt) == (Search("dose lomab"), 0), "the next turn has its own attempts"
+    protocol.on_documents(ids("<document> 42 </document>"), record(0, "dose lomab"))
+    for _ in range(3):
+        feed(protocol, malformed)
+    assert protocol.next() == Finish(FinishReason.MALFORMED)
+    episode = as_row(protocol)
+    assert check(asdict(episode)) == []
+    assert episode.token_ids.count(ID["</think>"]) == 1, "of three malformed turns only the last one counts"
+
+
+def test_what_was_shown_before_and_passages_beyond_the_most_are_not_shown() -> None:
+    def admitted(**bounds: object) -> list[int]:
+        protocol = EpisodeProtocol(TAG_IDS, PROMPT, EpisodeBudget(**bounds))
+        feed(protocol, ids("<think> <search> dose lomab </search>"))
+        protocol.on_documents(ids("<document> 42 </document>"), record(0, "dose lomab"))  # shows d1
+        return protocol.admitted(["d1", "d2", "d3"])
+
+    assert admitted() == [0, 1, 2]
+    assert admitted(distinct_passages=True) == [1, 2]
+    assert admitted(max_passages=2) == [0]
+    assert admitted(distinct_passages=True, max_passages=2) == [1]
+    assert admitted(max_passages=1) == []
+
+
 def test_a_broken_engine_is_told_so() -> None:
     def protocol() -> EpisodeProtocol:
         return EpisodeProtocol(TAG_IDS, PROMPT, EpisodeBudget(max_turn_tokens=2))
@@ -176,6 +208,7 @@ budgets = st.builds(
     EpisodeBudget,
     retrieval=st.booleans(),
     max_searches=st.integers(0, 3),
+    regenerations=st.integers(0, 2),
     max_turn_tokens=st.integers(1, 12),
     max_response_tokens=st.integers(1, 40),
 )
@@ -197,7 +230,7 @@ def test_any_stream_ends_in_a_valid_row(data: st.DataObject, prompt: list[int], 
     written: list[int] = []
     history = list(prompt)
     version = 0
-    for _ in range(2 * budget.max_searches + 3):  # no episode takes more steps
+    for _ in range((2 * budget.max_searches + 3) * (1 + budget.regenerations)):  # no episode takes more steps
         action = protocol.next()
         if isinstance(action, Finish):
             break
@@ -209,6 +242,10 @@ def test_any_stream_ends_in_a_valid_row(data: st.DataObject, prompt: list[int], 
             version += 1
             spans = [VersionSpan(1, version - 1, 0, cut), VersionSpan(1, version, cut, len(output))]
             protocol.on_tokens(output, [-0.25] * len(output), spans)
+            if protocol.attempt:  # thrown away, and asked for again
+                assert protocol.next() == action
+                assert protocol.attempt <= budget.regenerations
+                continue
             written += output
             history += output
         else:
