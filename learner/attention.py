@@ -139,5 +139,6 @@ def _no_mask(*_: Any, **__: Any) -> None:
     """Causality and the episodes' borders are the kernel's own."""
 
 
-AttentionInterface.register(NAME, packed_attention)
+# A compiler would make a kernel for every layout that comes along; it compiles what stands on both sides.
+AttentionInterface.register(NAME, torch.compiler.disable(packed_attention))
 AttentionMaskInterface.register(NAME, _no_mask)

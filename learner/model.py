@@ -102,7 +102,7 @@ def make_policy(causal_lm: PreTrainedModel, config: LearnerConfig) -> Policy:
         add_adapters(causal_lm, config.lora)
     if config.activation_checkpointing:
         causal_lm.gradient_checkpointing_enable({"use_reentrant": False})
-    return Policy(causal_lm, entropy_gradient=config.entropy_coefficient != 0).train()
+    return _compiled(Policy(causal_lm, entropy_gradient=config.entropy_coefficient != 0), config).train()
 
 
 def make_critic(causal_lm: PreTrainedModel, config: LearnerConfig) -> Critic:
@@ -110,7 +110,15 @@ def make_critic(causal_lm: PreTrainedModel, config: LearnerConfig) -> Critic:
     causal_lm.set_attn_implementation(PACKED_ATTENTION)
     if config.activation_checkpointing:
         causal_lm.gradient_checkpointing_enable({"use_reentrant": False})
-    return Critic(causal_lm).train()
+    return _compiled(Critic(causal_lm), config).train()
+
+
+def _compiled(module: Scorer, config: LearnerConfig) -> Scorer:
+    """Layer by layer, as they are sharded; rows differ in length, so once for all lengths."""
+    if config.compile:
+        for layer in module.layers:
+            layer.compile(dynamic=True)
+    return module
 
 
 def shard(module: Scorer, mesh: DeviceMesh, config: LearnerConfig) -> Scorer:
