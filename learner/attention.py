@@ -122,7 +122,10 @@ def _in_rectangles(query_thd: Tensor, key_thd: Tensor, value_thd: Tensor, layout
         query, key, value = (
             _fold(part[rectangle.start : rectangle.end], rectangle) for part in (query_thd, key_thd, value_thd)
         )
-        out_bhld = scaled_dot_product_attention(query, key, value, is_causal=True, scale=scaling, enable_gqa=gqa)
+        if gqa and query.is_cuda:  # no fused kernel of 32 bits there shares keys among heads: it would hold all L × L scores
+            key, value = (part.repeat_interleave(query.shape[1] // part.shape[1], dim=1) for part in (key, value))
+        shared = gqa and not query.is_cuda
+        out_bhld = scaled_dot_product_attention(query, key, value, is_causal=True, scale=scaling, enable_gqa=shared)
         out_thd = out_bhld.transpose(1, 2).flatten(0, 1)
         parts.append(out_thd if rectangle.real_t is None else out_thd.index_select(0, rectangle.real_t))
     return torch.cat(parts) if len(parts) > 1 else parts[0]

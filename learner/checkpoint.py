@@ -52,8 +52,6 @@ class CheckpointWriter:
         self.wait()
         rows = _rows(trainer)
         self._copy = {name: _copied(row.tensor, self._copy.get(name)) for name, row in rows.items()}
-        if trainer.device.type == "cuda":
-            torch.cuda.synchronize(trainer.device)
         entries = [
             Entry(name, copy.dtype, tuple(copy.shape), rows[name].first, copy.detach)
             for name, copy in self._copy.items()
@@ -139,10 +137,10 @@ def _rows(trainer: PolicyTrainer) -> dict[str, _Rows]:
 
 
 def _copied(tensor: Tensor, last: Tensor | None) -> Tensor:
-    """Into the memory of the last checkpoint's copy; pinned where a GPU is the source, for then the copies run side by side."""
+    """Into the memory of the last checkpoint's copy. Not pinned: torch rounds every pinned block up to a power of two."""
     if last is None or last.shape != tensor.shape:
-        last = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=tensor.is_cuda)
-    return last.copy_(tensor, non_blocking=True)
+        last = torch.empty(tensor.shape, dtype=tensor.dtype)
+    return last.copy_(tensor)
 
 
 def _refuse_another_model(checkpoint: Path, stored: dict[str, Any], here: dict[str, Any]) -> None:

@@ -27,7 +27,9 @@ def make_trainer(
         train_loop,
         train_loop_config={"worker": settings},
         scaling_config=ScalingConfig(num_workers=config.workers, use_gpu=on_gpu, resources_per_worker=resources),
-        torch_config=TorchConfig(backend="nccl" if on_gpu else "gloo", timeout_s=max(1, int(config.step_timeout_s))),
+        torch_config=TorchConfig(
+            backend="cpu:gloo,cuda:nccl" if on_gpu else "gloo", timeout_s=max(1, int(config.step_timeout_s))
+        ),
         run_config=RunConfig(
             name=f"learner-{run_id}",
             storage_path=str(storage),

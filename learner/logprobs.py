@@ -9,6 +9,8 @@ from torch import Tensor
 
 # 64 MiB of fp32 logits at once: large enough for matrix products at full speed, small beside a layer's activations.
 CHUNK_LOGITS = 2**24
+# 512 MiB where every chunk reads and writes gigabytes of a large vocabulary's output layer much faster than it computes.
+CHUNK_LOGITS_ON_GPU = 2**27
 
 
 def chosen_logprobs(
@@ -84,5 +86,5 @@ def _scores(hidden: Tensor, output_vh: Tensor, temperature: Tensor) -> Tensor:
 
 
 def _chunks(output_vh: Tensor, *per_token: Tensor) -> list[tuple[Tensor, ...]]:
-    size = max(1, CHUNK_LOGITS // len(output_vh))
+    size = max(1, (CHUNK_LOGITS_ON_GPU if output_vh.is_cuda else CHUNK_LOGITS) // len(output_vh))
     return list(zip(*(values.split(size) for values in per_token), strict=True))

@@ -26,7 +26,9 @@ def add_adapters(causal_lm: PreTrainedModel, settings: LoraSettings) -> None:
 
     A layer's B starts at zero, so that the adapted model is the model.
     """
-    present = {name.rpartition(".")[2] for name, module in causal_lm.named_modules() if isinstance(module, nn.Linear)}
+    # The output layer is read as a bare weight (learner/model.py), so an adapter on it would never be trained.
+    backbone: nn.Module = causal_lm.base_model
+    present = {name.rpartition(".")[2] for name, module in backbone.named_modules() if isinstance(module, nn.Linear)}
     if unknown := sorted(set(settings.targets) - present):
         raise ValueError(f"learner.lora.targets names {', '.join(unknown)}; this model has {', '.join(sorted(present))}")
     inject_adapter_in_model(

@@ -25,7 +25,7 @@ FLAT_ARRAYS = 6
 # A decoder layer in use and the next one on its way.
 LAYERS_GATHERED = 2
 # As in learner/logprobs.py and learner/publishing.py, which import torch; a test holds them equal.
-CHUNK_LOGITS = 2**24
+CHUNK_LOGITS, CHUNK_LOGITS_ON_GPU = 2**24, 2**27
 KEPT_VERSIONS = 3
 # CUDA's context, NCCL's buffers and cuBLAS's workspaces: an allowance, not measured. On a CPU: torch and Ray, as measured.
 GPU_RUNTIME, CPU_RUNTIME = 2 * GIB, GIB * 3 // 5
@@ -69,7 +69,7 @@ class MemoryPlan:
 
 
 def estimate(shape: ModelShape, config: LearnerConfig, longest: int, episodes: int = 0) -> list[MemoryPlan]:
-    """One worker of the learner, and its main memory where weights are offloaded.
+    """One worker of the learner, and what it keeps in main memory beside it.
 
     A step trains on at most `episodes` episodes of at most `longest` tokens.
     """
@@ -78,9 +78,10 @@ def estimate(shape: ModelShape, config: LearnerConfig, longest: int, episodes: i
     state, work = _state(shape, config), _work(shape, config, longest)
     work["a step's flat arrays"] = FLAT_ARRAYS * 4 * episodes * longest
     runtime = {"runtime": GPU_RUNTIME if on_gpu else CPU_RUNTIME}
+    copied = {"checkpoint's copy": _saved(shape, config)}
     if not config.cpu_offload:
-        return [MemoryPlan(place, state | work | runtime)]
-    return [MemoryPlan(place, work | runtime), MemoryPlan("learner main memory", state)]
+        return [MemoryPlan(place, state | work | runtime), MemoryPlan("learner main memory", copied)]
+    return [MemoryPlan(place, work | runtime), MemoryPlan("learner main memory", state | copied)]
 
 
 def _state(shape: ModelShape, config: LearnerConfig) -> dict[str, int]:
@@ -102,6 +103,14 @@ def _state(shape: ModelShape, config: LearnerConfig) -> dict[str, int]:
     }
 
 
+def _saved(shape: ModelShape, config: LearnerConfig) -> int:
+    """A rank's copy of what a checkpoint holds: trained weights and their moments, kept from the first checkpoint on."""
+    critic = shape.backbone_parameters if resolve(config).needs_critic else 0
+    lora = config.lora
+    trained = (shape.parameters if lora is None else shape.adapter_parameters(lora.rank, lora.targets)) + critic
+    return MASTER * (1 + MOMENTS) * -(-trained // config.workers)
+
+
 class _Moment(NamedTuple):
     weights: int
     activations: int
@@ -120,7 +129,7 @@ def _work(shape: ModelShape, config: LearnerConfig, longest: int) -> dict[str, i
     gathered_layer, gathered_root = compute * shape.layer_parameters, compute * shape.root_parameters
     begins, within_gradients, ends = _gradients(shape, config, compute)
     worst = max(
-        _Moment(gathered_root + gathered_layer, kept, begins + _logits(shape, tokens, compute)),
+        _Moment(gathered_root + gathered_layer, kept, begins + _logits(shape, config, tokens, compute)),
         _Moment(gathered_root + LAYERS_GATHERED * gathered_layer, within, within_gradients),
         _Moment(0, 0, ends),
         key=sum,
@@ -146,9 +155,10 @@ def _gradients(shape: ModelShape, config: LearnerConfig, compute: int) -> tuple[
     return begins, within, ends
 
 
-def _logits(shape: ModelShape, tokens: int, compute: int) -> int:
+def _logits(shape: ModelShape, config: LearnerConfig, tokens: int, compute: int) -> int:
     """Two chunks, for one is let go only when the next is there, in fp32 and in what the output layer computes in."""
-    return 2 * (MASTER + compute * (compute < MASTER)) * min(CHUNK_LOGITS, tokens * shape.vocabulary)
+    chunk = CHUNK_LOGITS_ON_GPU if config.gpus_per_worker > 0 else CHUNK_LOGITS
+    return 2 * (MASTER + compute * (compute < MASTER)) * min(chunk, tokens * shape.vocabulary)
 
 
 def activations_per_token(shape: ModelShape, compute: int) -> int:

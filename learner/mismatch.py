@@ -64,7 +64,7 @@ def _differences(difference_n: NDArray[np.float64]) -> dict[str, float]:
 def refuse_mismatch(metrics: dict[str, float], config: AlgorithmConfig) -> dict[str, float]:
     """A flag where the run should say so, and above the limit its end: one line that says what, how much, and where to look."""
     mean = metrics.get("mismatch_mean", 0.0)
-    if mean > config.max_mismatch:
+    if not mean <= config.max_mismatch:  # so that NaN does not pass
         raise EngineMismatch(
             f"engine and learner differ by {mean:.4g} per token (max {metrics['mismatch_max']:.4g}) over"
             f" {metrics['mismatch_tokens']:.0f} tokens of the learner's own version, above learner.max_mismatch ="

@@ -123,7 +123,10 @@ def _compiled(module: Scorer, config: LearnerConfig) -> Scorer:
 
 def shard(module: Scorer, mesh: DeviceMesh, config: LearnerConfig) -> Scorer:
     """FSDP2 over each decoder layer and over the rest. Gradients are summed over ranks: the loss is already a global mean."""
-    precision = MixedPrecisionPolicy() if config.dtype == "float32" else MixedPrecisionPolicy(torch.bfloat16, torch.float32)
+    # Inputs are not cast: a micro-batch carries temperatures, which 16 bits would round.
+    precision = MixedPrecisionPolicy(cast_forward_inputs=False)
+    if config.dtype == "bfloat16":
+        precision = MixedPrecisionPolicy(torch.bfloat16, torch.float32, cast_forward_inputs=False)
     offload = CPUOffloadPolicy() if config.cpu_offload else OffloadPolicy()
     for part in (*module.layers, module):
         fully_shard(part, mesh=mesh, mp_policy=precision, offload_policy=offload)

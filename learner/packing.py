@@ -73,16 +73,17 @@ def plan_micro_batches(lengths: NDArray[np.int64], rows: NDArray[np.int64], rank
 
 def _first_fit(lengths: NDArray[np.int64], longest_first: list[int], budget: int) -> list[list[int]]:
     bins: list[list[int]] = []
-    room: list[int] = []
+    room: dict[int, int] = {}  # of bins that may still take the shortest episode: full ones would be looked at again and again
+    shortest = int(lengths[longest_first[-1]])
     for episode in longest_first:
         length = int(lengths[episode])
-        index = next((i for i, free in enumerate(room) if free >= length), None)
-        if index is None:
+        index = next((i for i, free in room.items() if free >= length), len(bins))
+        if index == len(bins):
             bins.append([])
-            room.append(budget)
-            index = len(bins) - 1
         bins[index].append(episode)
-        room[index] -= length
+        room[index] = room.get(index, budget) - length
+        if room[index] < shortest:
+            del room[index]
     return bins
 
 

@@ -10,6 +10,7 @@ arrays (`_t`) are filled by the rank that has a token and summed over ranks, so 
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -212,9 +213,10 @@ class PolicyTrainer:
                 " or look at the rewards, then go on from the last checkpoint"
             )
 
-    def _micro_batches(self, batch: EpisodeBatch, rows: NDArray[np.int64]) -> list[MicroBatch]:
+    def _micro_batches(self, batch: EpisodeBatch, rows: NDArray[np.int64]) -> Iterator[MicroBatch]:
+        """One at a time on the device."""
         plan = plan_micro_batches(batch.lengths, rows, self.ranks, self.config.microbatch_tokens)
-        return [flatten(batch, packed, self.device) for packed in plan[self.rank]]
+        return (flatten(batch, packed, self.device) for packed in plan[self.rank])
 
     def _sweep(self, batch: EpisodeBatch, module: Policy | Critic) -> Tensor:
         """One number for each trained token of the whole batch, without gradient; 0 elsewhere."""

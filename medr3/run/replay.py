@@ -191,7 +191,7 @@ def _train(trainer: PolicyTrainer, step: RecordedStep, config: RunConfig) -> dic
 @contextmanager
 def _one_rank(device: torch.device) -> Iterator[None]:
     """A process group of this process alone: the model is sharded and computes in the dtype of the run, as in a worker."""
-    backend = "nccl" if device.type == "cuda" else "gloo"
+    backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
     dist.init_process_group(backend, init_method="tcp://127.0.0.1:0", rank=0, world_size=1)
     try:
         yield

@@ -61,6 +61,11 @@ def test_a_growing_mismatch_is_flagged_before_it_ends_the_run(batch, apart, warn
     assert refuse_mismatch(found, CONFIG) == {"mismatch_warned": warned}
 
 
+def test_a_learner_that_computes_no_numbers_ends_the_run_too():
+    with pytest.raises(EngineMismatch, match="differ by nan"):
+        refuse_mismatch({"mismatch_mean": float("nan"), "mismatch_max": float("nan"), "mismatch_tokens": 1.0}, CONFIG)
+
+
 def test_above_the_limit_the_run_ends_in_one_line(batch):
     found = measure_mismatch(batch, learner_view(batch, 0.5, 0.0), CURRENT, cap=2.0)
     with pytest.raises(EngineMismatch, match=r"differ by 0\.5 .* over 100 tokens .* above learner.max_mismatch = 0\.01: check"):

@@ -102,6 +102,7 @@ def test_a_folder_is_read_and_a_known_name_needs_none(tmp_path):
 
 def test_the_constants_are_those_of_the_rooms_that_use_them():
     assert memory.CHUNK_LOGITS == logprobs.CHUNK_LOGITS
+    assert memory.CHUNK_LOGITS_ON_GPU == logprobs.CHUNK_LOGITS_ON_GPU
     assert memory.KEPT_VERSIONS == publishing.KEPT_VERSIONS
 
 
@@ -175,22 +176,24 @@ def gpu_plan(name="Qwen2.5-14B", **settings):
 
 
 def test_every_way_to_need_less_memory_is_seen():
-    [plain] = gpu_plan(workers=4, microbatch_tokens=32_768)
-    [checkpointed] = gpu_plan(workers=4, microbatch_tokens=32_768, activation_checkpointing=True)
-    [short] = gpu_plan(workers=4, microbatch_tokens=16_384, activation_checkpointing=True)
-    [spread] = gpu_plan(workers=8, microbatch_tokens=16_384, activation_checkpointing=True)
-    [adapted] = gpu_plan(workers=8, microbatch_tokens=16_384, activation_checkpointing=True, lora=LoraSettings())
+    plain, copy = gpu_plan(workers=4, microbatch_tokens=32_768)
+    checkpointed, _ = gpu_plan(workers=4, microbatch_tokens=32_768, activation_checkpointing=True)
+    short, _ = gpu_plan(workers=4, microbatch_tokens=16_384, activation_checkpointing=True)
+    spread, spread_copy = gpu_plan(workers=8, microbatch_tokens=16_384, activation_checkpointing=True)
+    adapted, small_copy = gpu_plan(workers=8, microbatch_tokens=16_384, activation_checkpointing=True, lora=LoraSettings())
     offloaded, host = gpu_plan(workers=8, microbatch_tokens=16_384, activation_checkpointing=True, cpu_offload=True)
     totals = [plan.total for plan in (plain, checkpointed, short, spread, adapted, offloaded)]
     assert totals == sorted(totals, reverse=True)
-    assert offloaded.total + host.total == spread.total
+    assert offloaded.total + host.total == spread.total + spread_copy.total
+    assert copy.total == 2 * spread_copy.total > 100 * small_copy.total, "a checkpoint holds what is trained"
     assert plain.largest == "activations"
     assert spread.largest == "AdamW's moments"
 
 
 def test_reference_and_critic_are_counted():
     shape = ModelShape.from_config(FULL_SIZE["Qwen2.5-7B"])
-    [bare], [ppo] = gpu_plan("Qwen2.5-7B", workers=2), gpu_plan("Qwen2.5-7B", workers=2, algorithm="ppo", kl_coefficient=0.01)
+    bare, _ = gpu_plan("Qwen2.5-7B", workers=2)
+    ppo, _ = gpu_plan("Qwen2.5-7B", workers=2, algorithm="ppo", kl_coefficient=0.01)
     assert ppo.total - bare.total == 4 * shape.parameters // 2 + 16 * shape.backbone_parameters // 2
 
 

@@ -5,8 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+import torch.distributed as dist
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.distributed.device_mesh import init_device_mesh
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import (
     AutoModelForCausalLM,
@@ -24,7 +26,7 @@ from learner.batch import read_batch
 from learner.config import LearnerConfig, LoraSettings
 from learner.logprobs import chosen_logprobs
 from learner.lora import initialise_adapters, is_adapter
-from learner.model import load_causal_lm, make_policy
+from learner.model import load_causal_lm, make_policy, shard
 from learner.packing import Bin, flatten
 from learner.shards import weight_shards
 from tests.learner_episodes import VOCABULARY, sample_group, tiny_model
@@ -44,6 +46,14 @@ ARCHITECTURES = {
 @pytest.fixture(scope="module")
 def batch():
     return read_batch([sample_group(tiny_model(), group) for group in range(3)])
+
+
+@pytest.fixture(scope="module")
+def one_rank():
+    """A process group of this process alone."""
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    yield init_device_mesh("cpu", (1,))
+    dist.destroy_process_group()
 
 
 def whole(batch):
@@ -139,6 +149,23 @@ def test_temperature_is_each_episodes_own(batch):
     np.testing.assert_allclose(found.detach().numpy(), mixed.behaviour_t[micro.flat_n], atol=2e-5)
 
 
+def test_sixteen_bits_compute_layers_and_leave_temperatures_alone(batch, one_rank):
+    config = LearnerConfig(dtype="bfloat16")
+    mixed = read_batch([sample_group(tiny_model(), 22, temperature=0.7)])
+    policy, seen = shard(make_policy(tiny_model(), config), one_rank, config), {}
+    policy.causal_lm.model.layers[0].register_forward_hook(lambda module, inputs, output: seen.update(layer=output.dtype))
+
+    def look(module, inputs):
+        seen["temperature"] = inputs[0].temperature_n
+
+    policy.register_forward_pre_hook(look)
+    found, _ = policy(whole(mixed))
+    assert seen["layer"] == torch.bfloat16
+    assert set(seen["temperature"].tolist()) == {np.float32(0.7)}
+    exact, _ = make_policy(tiny_model(), LearnerConfig())(whole(mixed))
+    assert (found - exact).abs().mean() < 0.1
+
+
 def test_activation_checkpointing_changes_no_gradient(batch):
     def gradients(**settings):
         policy = make_policy(tiny_model(), LearnerConfig(**settings))
@@ -180,3 +207,5 @@ def test_adapters_are_the_same_whoever_draws_them():
 def test_unknown_adapter_targets_are_refused():
     with pytest.raises(ValueError, match="targets names query; this model has down_proj"):
         make_policy(tiny_model(), LearnerConfig(lora=LoraSettings(targets=("query",))))
+    with pytest.raises(ValueError, match="targets names lm_head"):  # it would be accepted and never trained
+        make_policy(tiny_model(), LearnerConfig(lora=LoraSettings(targets=("q_proj", "lm_head"))))

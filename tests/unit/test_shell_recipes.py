@@ -60,7 +60,7 @@ def test_dry_run_prints_yaml_on_one_stream_and_memory_on_the_other():
     lines = done.stderr.splitlines()
     assert lines[0] == "memory, estimated for Qwen2.5-7B of 7,615,616,512 parameters:"
     assert [line.split()[:4] for line in lines if "×" in line] == [
-        ["4", "×", "learner", "GPU"], ["4", "×", "engine", "GPU"], ["1", "×", "shared", "memory"],
+        ["4", "×", "learner", "GPU"], ["4", "×", "learner", "main"], ["4", "×", "engine", "GPU"], ["1", "×", "shared", "memory"],
     ]  # fmt: skip
 
 
