@@ -147,6 +147,24 @@ class RunConfig(BaseModel):
                     f"curriculum: phase {phase.name!r} wants reward recipe {phase.reward!r}{did_you_mean(phase.reward, known)};"
                     f" there are {', '.join(known)}"
                 )
+        self._check_deadlines()
+
+    def _check_deadlines(self) -> None:
+        """A single reward's deadline drops one sample; where the group's runs out first, the whole group is lost."""
+        deadlines = {
+            f"rewards.{name}: reward {term.key!r}": term.deadline_s
+            for name, recipe in self.rewards.items()
+            for term in recipe.all_terms
+            if term.is_own
+        }
+        if self.rollout.judge is not None:
+            deadlines["rollout.judge"] = self.rollout.judge.deadline_s
+        for what, deadline_s in deadlines.items():
+            if deadline_s >= self.rollout.reward_timeout_s:
+                raise ValueError(
+                    f"{what} has a deadline_s of {deadline_s:g}, which must be below rollout.reward_timeout_s"
+                    f" ({self.rollout.reward_timeout_s:g})"
+                )
 
     def phase_budget(self, phase: PhaseConfig) -> EpisodeBudget:
         """The episode's bounds in a phase: the run's own, with the phase's say on retrieval."""

@@ -22,9 +22,9 @@ from rewards.quantities import parse_date, parse_number, unit_of, within
 from tasks.questions import AnswerKind, Question
 from trajectories.schema import Episode
 
-# A letter in or out of brackets, then nothing or the option that it names.
+# A letter in or out of brackets or bold, then nothing or the option that it names.
 _CHOICE = re.compile(
-    r"(?:(?:option|choice|answer)\s+(?=\W?[A-N](?!\w)))?[(\[]?\s*([A-N])(?!\w)\s*[)\]]?\s*[.:,)\-]?\s*(.*)",
+    r"(?:(?:option|choice|answer)\s+(?=\W?[A-N](?!\w)))?(?:\*\*)?[(\[]?\s*([A-N])(?!\w)\s*[)\]]?\s*[.:,;)\-]?\s*(?:\*\*\s*[.:,;)\-]?)?\s*(.*)",
     re.IGNORECASE | re.DOTALL,
 )
 _KINDS = tuple(kind.value for kind in AnswerKind)

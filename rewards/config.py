@@ -166,13 +166,17 @@ class JudgeConfig(BaseModel):
     cache: str = Field(default="", description="folder of replies, shared by all processes; empty: nothing is kept")
     concurrency: int = Field(default=64, ge=1, description="requests in flight of one process")
     deadline_s: float = Field(
-        default=25.0, gt=0, description="of one verdict with all its attempts; below rollout.reward_timeout_s"
+        default=25.0,
+        gt=0,
+        description="of one verdict with all its attempts, from when it is its turn; below rollout.reward_timeout_s",
     )
-    request_timeout_s: float = Field(default=10.0, gt=0)
+    # 64 triples of usually 30 tokens are 20 s of a judge that writes 100 tokens per second.
+    request_timeout_s: float = Field(default=20.0, gt=0)
     attempts: int = Field(default=4, ge=1, le=20)
     first_pause_s: float = Field(default=0.5, ge=0, description="before the second attempt; it doubles with every further one")
     longest_pause_s: float = Field(default=8.0, ge=0)
-    max_tokens: int = Field(default=2048, ge=16, description="of a reply; extracted triples need the most")
+    # 64 triples × 60 tokens (two names of 20, a relation of 10, the turn and signs of 10) = 3840, and the object around them.
+    max_tokens: int = Field(default=4096, ge=16, description="of a reply; extracted triples need the most")
     json_mode: bool = Field(default=True, description="ask the server for JSON; false for servers that refuse the option")
     rare_disease_sources: tuple[str, ...] = Field(
         default=("rarearena",), description="beginnings of data sources whose answers are judged by the rare-disease rubric"

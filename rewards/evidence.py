@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
-from functools import lru_cache
 
 from rewards.earned import Earned
 from rewards.findings import Findings
+from rewards.relevance import Retrieved, begins_with, plain, relevant, retrieved
 from rewards.text import own_thinking
-from tasks.prompting import strip_tags
 from tasks.questions import Question
 from trajectories.schema import Episode
 
@@ -27,38 +25,31 @@ Quality = str | Sequence[float]
 """A preset's name or one's own six numbers."""
 
 
-@dataclass(frozen=True, slots=True)
-class Retrieved:
-    """One document that a search brought, under the turn that first brought it. Level 0 is unknown."""
-
-    id: str
-    text: str
-    level: int
-    turn: int
-
-
-def retrieved(episode: Episode) -> list[Retrieved]:
-    """The documents of all searches, each once, as the model saw them: white space normalised, tags removed."""
-    found: dict[str, Retrieved] = {}
-    for search in episode.searches:
-        for name, text, level in zip(search.document_ids, search.documents, search.evidence_levels, strict=False):
-            if name not in found:
-                found[name] = Retrieved(name, _as_seen(text), level, search.turn)
-    return list(found.values())
-
-
 def cited(episode: Episode) -> list[Retrieved]:
     """The retrieved documents whose whole text stands verbatim in the model's own thinking."""
-    thinking = _plain(own_thinking(episode.text))
+    thinking = plain(own_thinking(episode.text))
     return [document for document in retrieved(episode) if _stands_in(document.text, thinking)]
 
 
 def evidence(
-    question: Question, episode: Episode, findings: Findings, *, quality: Quality = "six-levels", unknown: float = 0.0
+    question: Question,
+    episode: Episode,
+    findings: Findings,
+    *,
+    quality: Quality = "six-levels",
+    unknown: float = 0.0,
+    relevant_only: bool = False,
 ) -> Earned:
-    """Mean quality of the cited documents by their level; 0 if none is cited. A level that is unknown earns `unknown`."""
+    """Mean quality of the cited documents by their level; 0 if none is cited. A level that is unknown earns `unknown`.
+
+    With `relevant_only`, a document that does not concern the question has quality 0; without it, strong evidence on anything pays.
+    """
     table = quality_table(quality, unknown)
-    return _mean([(document, table.get(document.level, unknown)) for document in cited(episode)], "cited")
+    citations = cited(episode)
+    concerning = relevant(question, episode, findings) if relevant_only else set(citations)
+    return _mean(
+        [(document, table.get(document.level, unknown) if document in concerning else 0.0) for document in citations], "cited"
+    )
 
 
 def evidence_quality(
@@ -66,11 +57,15 @@ def evidence_quality(
 ) -> Earned:
     """Mean quality of the retrieved documents by their level (Med-R³, phase 2); 0 if there is none.
 
-    A reconstruction: the paper says neither the numbers nor that it is the mean. It says nothing of what the model leans on,
-    which `evidence` does.
+    A reconstruction: the paper says neither the numbers nor that it is the mean, nor that a document which does not concern the
+    question has quality 0, without which any meta-analysis would pay. What the model leans on is for `evidence` to say.
     """
     table = quality_table(quality, unknown)
-    return _mean([(document, table.get(document.level, unknown)) for document in retrieved(episode)], "retrieved")
+    concerning = relevant(question, episode, findings)
+    values = [
+        (document, table.get(document.level, unknown) if document in concerning else 0.0) for document in retrieved(episode)
+    ]
+    return _mean(values, "retrieved")
 
 
 def evidence_relative(question: Question, episode: Episode, findings: Findings) -> Earned:
@@ -109,11 +104,6 @@ def quality_table(quality: Quality, unknown: float) -> dict[int, float]:
     return dict(enumerate(values, 1))
 
 
-def begins_with(text: str, words: tuple[str, ...]) -> bool:
-    """Whether a text begins with these case-folded words."""
-    return tuple(text.casefold().split()[: len(words)]) == words
-
-
 def _mean(values: list[tuple[Retrieved, float]], which: str) -> Earned:
     if not values:
         return Earned(0.0, reason=f"no document is {which.partition(',')[0]}")
@@ -122,15 +112,6 @@ def _mean(values: list[tuple[Retrieved, float]], which: str) -> Earned:
         turns[document.turn] += value / len(values)
     mean = sum(value for _, value in values) / len(values)
     return Earned(mean, dict(turns), f"{mean:.2f} is the mean over {len(values)} documents {which}")
-
-
-@lru_cache(maxsize=4096)  # many components read the same documents, and the episodes of a group find the same ones
-def _as_seen(document: str) -> str:
-    return _plain(strip_tags(document))
-
-
-def _plain(text: str) -> str:
-    return " ".join(text.split())
 
 
 def _stands_in(part: str, whole: str) -> bool:

@@ -75,6 +75,8 @@ async def _findings(
         )
     except JudgeFailed as failure:
         return failure
+    except Exception as error:  # whatever a hostile episode brings about is its sample's loss, not its group's
+        return JudgeFailed(f"{type(error).__name__} {error}".strip())
     return Findings(judged=verdict, relevance=relevance, graph=graph, similarity=similarity)
 
 

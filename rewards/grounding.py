@@ -13,11 +13,11 @@ from typing import NamedTuple
 
 from rewards.answers import is_right_choice
 from rewards.earned import Earned
-from rewards.evidence import retrieved
 from rewards.extraction import Claim, claims, last_turn, lines_of, settled_by_rule
 from rewards.findings import Findings
 from rewards.phrases import normalise, stated
 from rewards.quantities import parse_number
+from rewards.relevance import retrieved
 from tasks.questions import AnswerKind, Question
 from trajectories.schema import Episode
 

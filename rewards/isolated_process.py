@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import socket
 import sys
+import threading
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -18,6 +21,7 @@ from trajectories.schema import Episode
 
 LONGEST_TEXT = 500  # of a reason or an error: it is read by a person and counted as a metric's cause
 ALARM_AFTER_S = 2.0  # past the deadline, by when a living parent has killed this process
+PARENT_POLL_S = 0.5
 
 _EPISODE, _FINDINGS = TypeAdapter(Episode), TypeAdapter(Findings)
 
@@ -31,7 +35,7 @@ def serve(connection: socket.socket) -> None:
 
 
 def _answer(request: dict[str, Any], functions: dict[str, Callable[..., Any]]) -> dict[str, Any]:
-    # The default action of this signal ends the process, whatever the reward does: it cannot outlive a parent that died meanwhile.
+    # The default action of this signal ends the process even where the reward lets no other thread run, `_end_with` included.
     signal.setitimer(signal.ITIMER_REAL, request["deadline_s"] + ALARM_AFTER_S)
     try:
         path = request["reward"]
@@ -53,5 +57,18 @@ def _score(function: Callable[..., Any], request: dict[str, Any]) -> dict[str, A
     return {"value": earned.value, "turns": dict(earned.turns), "reason": str(earned.reason)[:LONGEST_TEXT]}
 
 
+def _end_with(parent: int) -> None:
+    while os.getppid() == parent:
+        time.sleep(PARENT_POLL_S)
+    _end_group()
+
+
+def _end_group() -> None:
+    """Ends this process and all that rewards started: it was started as the leader of a group of its own."""
+    os.killpg(os.getpid(), signal.SIGKILL)
+
+
 if __name__ == "__main__":
+    threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
     serve(socket.socket(fileno=int(sys.argv[1])))
+    _end_group()

@@ -1,6 +1,6 @@
 """The judge: one asynchronous client of an OpenAI-compatible server, at temperature 0.
 
-ask ─▶ cached? ─▶ asked by another episode right now? ─▶ slot ─▶ request ─▶ strict reply ─▶ cache
+ask ─▶ cached? ─▶ asked by another episode right now? ─▶ lane ─▶ request ─▶ strict reply ─▶ cache
                                                            ▲        │ 429, 5xx, timeout, lost connection, garbage
                                                            └─ pause ◀┘ until the attempts or the deadline are used up: JudgeFailed
 """
@@ -72,7 +72,7 @@ class Judge:
     async def ask(self, ask: Ask[T]) -> T:
         """The verdict; the same question asked at the same time travels once."""
         self.counts["asked"] += 1
-        key = content_key(self.config.model, ask.instructions, ask.case)
+        key = content_key(self.config.url, self.config.model, ask.instructions, ask.case)
         if (known := self._cached(key, ask)) is not None:
             self.counts["cached"] += 1
             return known
@@ -101,10 +101,11 @@ class Judge:
     async def _verdict(self, key: str, ask: Ask[T]) -> T:
         problem = "no attempt ended"
         try:
-            async with asyncio.timeout(self.config.deadline_s):
+            # The deadline is of the judge's work and not of the queue, and pauses hold the lane: a busy judge is asked less.
+            async with self._lane() as client, asyncio.timeout(self.config.deadline_s):
                 for attempt in range(1, self.config.attempts + 1):
                     try:
-                        reply, verdict = await self._attempt(ask)
+                        reply, verdict = await self._attempt(client, ask)
                     except _TryAgain as again:
                         problem = str(again)
                         if attempt < self.config.attempts:
@@ -118,11 +119,10 @@ class Judge:
             problem = f"no verdict within {self.config.deadline_s:g} s; last: {problem}"
         raise self._failed(problem)
 
-    async def _attempt(self, ask: Ask[T]) -> tuple[str, T]:
+    async def _attempt(self, client: httpx.AsyncClient, ask: Ask[T]) -> tuple[str, T]:
         """One request: the reply as it came, and what it says."""
         try:
-            async with self._lane() as client:
-                response = await client.post("chat/completions", json=self._payload(ask))
+            response = await client.post("chat/completions", json=self._payload(ask))
         except httpx.HTTPError as error:
             raise _TryAgain(f"{type(error).__name__} {error}".strip()) from error
         status = response.status_code
@@ -138,7 +138,7 @@ class Judge:
 
     @asynccontextmanager
     async def _lane(self) -> AsyncIterator[httpx.AsyncClient]:
-        """A client of its own for one request; the one used last, so that a quiet judge keeps few connections."""
+        """A client of its own for one verdict; the one used last, so that a quiet judge keeps few connections."""
         async with self._free:
             client = self._lanes.pop()
             try:

@@ -39,18 +39,18 @@ class ReplyCache:
     def get(self, key: str) -> str | None:
         try:
             return self._path(key).read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError):  # a file that cannot be read is a question that is asked again
+        except (OSError, UnicodeError):  # a file that cannot be read is a question that is asked again
             return None
 
     def put(self, key: str, reply: str) -> None:
-        """Keeps a reply; a full disk costs the same question later, not the run."""
+        """Keeps a reply; a full disk or a reply that UTF-8 cannot carry costs the same question later, not the run."""
         path = self._path(key)
         unfinished = path.with_name(f"{key}.{os.getpid()}.{uuid.uuid4().hex}")
         try:
             path.parent.mkdir(exist_ok=True)
             unfinished.write_text(reply, encoding="utf-8")
             os.replace(unfinished, path)
-        except OSError:
+        except (OSError, UnicodeError):
             with contextlib.suppress(OSError):
                 unfinished.unlink(missing_ok=True)
 

@@ -11,15 +11,21 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
-from rewards.extraction import MAX_NAME_CHARACTERS, MAX_TRIPLES, thinking_by_turn
+from rewards.extraction import MAX_NAME_CHARACTERS, thinking_by_turn
 from rewards.findings import Graph, Triple
 from tasks.questions import Question
 from trajectories.schema import Episode, Search
 
 T = TypeVar("T")
 
-# Longer than any honest answer, thought or document; a judge's context is not for sale to whoever writes most.
-MAX_TEXT_CHARACTERS = 20_000
+# Of all texts of a case together: about 10 000 tokens of English or 30 000 of Chinese, which a context of 32 768 holds beside the
+# reply. A case that did not fit would make the judge fail, and long thinking would be a way out of a bad reward.
+MAX_CASE_CHARACTERS = 40_000
+_CUT = " […] "
+# More steps than most chains of thought have, and few enough to be written in one reply (see JudgeConfig.max_tokens).
+MAX_JUDGED_TRIPLES = 64
+# JSON writes a control character as six; a text needs none but these.
+_CONTROLS = dict.fromkeys(set(range(32)) - set(map(ord, "\t\n\r")), " ")
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +70,7 @@ _TRIPLES = _FRAME.format(form='{"triples": [["entity", "relation", "entity", sea
     "`turns` are the parts of a chain of thought on `question`, each with the search that ended it and the documents that it found."
     " List the steps of the reasoning that the texts state as true, in order, each as one triple: short names of entities as"
     " they stand in the text, a relation of a few words, and the number of the turn whose documents state it before the text does,"
-    f" or null if none does. Leave out what is only asked, supposed or rejected. At most {MAX_TRIPLES} triples."
+    f" or null if none does. Leave out what is only asked, supposed or rejected. At most {MAX_JUDGED_TRIPLES} triples, those stated last."
 )
 
 
@@ -121,16 +127,40 @@ def _refuse(constant: str) -> None:
 
 
 def _case(case: dict[str, Any]) -> str:
-    return json.dumps(_cut(case), ensure_ascii=False)
+    return json.dumps(_cut(case, _longest_allowed(_lengths(case))), ensure_ascii=False)
 
 
-def _cut(value: Any) -> Any:
-    """The same with every string bounded, and without lone surrogates, which UTF-8 cannot carry."""
+def _lengths(value: Any) -> list[int]:
     if isinstance(value, str):
-        return value[:MAX_TEXT_CHARACTERS].encode("utf-8", "replace").decode("utf-8")
+        return [len(value)]
+    parts = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return [length for part in parts for length in _lengths(part)]
+
+
+def _longest_allowed(lengths: list[int]) -> int:
+    """What every text may keep so that all keep the budget together: only the longest are cut, all of them to one length."""
+    left = MAX_CASE_CHARACTERS
+    for done, length in enumerate(sorted(lengths)):
+        share = left // (len(lengths) - done)
+        if length > share:
+            return share
+        left -= length
+    return MAX_CASE_CHARACTERS
+
+
+def _cut(value: Any, longest: int) -> Any:
+    """The same with every string cut to its share: a thought begins with its plan and ends with its conclusion."""
+    if isinstance(value, str):
+        half = max(0, longest - len(_CUT)) // 2
+        return _utf8(value if len(value) <= longest else value[:half] + _CUT + value[len(value) - half :]).translate(_CONTROLS)
     if isinstance(value, dict):
-        return {key: _cut(each) for key, each in value.items()}
-    return [_cut(each) for each in value] if isinstance(value, list) else value
+        return {key: _cut(each, longest) for key, each in value.items()}
+    return [_cut(each, longest) for each in value] if isinstance(value, list) else value
+
+
+def _utf8(text: str) -> str:
+    """Without lone surrogates, which UTF-8 cannot carry."""
+    return text.encode("utf-8", "replace").decode("utf-8")
 
 
 def _only(reply: Mapping[str, Any], *names: str) -> list[Any]:
@@ -155,9 +185,9 @@ def _read_relevance(reply: Mapping[str, Any]) -> float:
 
 def _read_triples(reply: Mapping[str, Any], searched: frozenset[int]) -> Graph:
     (triples,) = _only(reply, "triples")
-    if not isinstance(triples, list) or len(triples) > MAX_TRIPLES:
-        raise ValueError("the triples are no list, or too many")
-    return tuple(_read_triple(each, searched) for each in triples)
+    if not isinstance(triples, list):
+        raise ValueError("the triples are no list")
+    return tuple(_read_triple(each, searched) for each in triples[-MAX_JUDGED_TRIPLES:])
 
 
 def _read_triple(triple: Any, searched: frozenset[int]) -> Triple:
@@ -167,5 +197,5 @@ def _read_triple(triple: Any, searched: frozenset[int]) -> Triple:
             and not isinstance(turn, bool)
             and (turn is None or turn in searched)
         ):
-            return Triple(subject, relation, value, turn)
+            return Triple(_utf8(subject), _utf8(relation), _utf8(value), turn)
     raise ValueError(f"{str(triple)[:200]} is no triple")

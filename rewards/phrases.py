@@ -10,9 +10,12 @@ from functools import lru_cache
 # Deeper wrapping than **\boxed{"…"}** is no habit of writing; the bound keeps hostile answers linear.
 MAX_WRAPPERS = 4
 
-_WRAPPERS = (("**", "**"), ("__", "__"), ("\\boxed{", "}"), ("\\text{", "}"), ("$", "$"), ("`", "`"), ('"', '"'), ("“", "”"))
+_WRAPPERS = (
+    ("**", "**"), ("__", "__"), ("\\boxed{", "}"), ("\\text{", "}"), ("$", "$"), ("`", "`"), ('"', '"'), ("“", "”"),
+    ("'", "'"), ("‘", "’"),
+)  # fmt: skip
 _LEAD_IN = re.compile(
-    r"(?:so |thus,? |therefore,? )?(?:the |my )?(?:final |correct |best |right )?(?:answer|diagnosis)(?: is:? ?| ?[:=] ?)"
+    r"(?:so |thus,? |therefore,? )?(?:the |my )?(?:final |correct |best |right )?(?:answer|diagnosis|option|choice)(?: is:? ?| ?[:=] ?)"
     r"|答案(?:是|为|[:：]) ?",
     re.IGNORECASE,
 )
@@ -35,8 +38,12 @@ _SIGNS = {
 # The strokes U+0334 to U+0338 are no accents: a struck-out word says the opposite of the word.
 _MARK_ON_LATIN = re.compile(r"([a-z])[\u0300-\u0333\u0339-\u036f]+")
 _GROUPED_DIGITS = re.compile(r"(?<![\d.,])\d{1,3}(?:,\d{3})+(?![\d,])")
-# Kept: "%", a point or comma inside a number, a minus that ends a word (CD4-), as each changes the meaning.
-_PUNCTUATION = re.compile(r"(?<!\d)[.,]|[.,](?!\d)|(?<!\w)-|-(?=\w)|[^\w\s%.,\-]|_")
+# 10⁵ is no 105, which compatibility normalisation would make of it.
+_POWER = re.compile("(?<=[0-9])([⁺⁻]?[⁰¹²³⁴-⁹]+)")
+_SPACED_SLASH = re.compile(r"(?<=\d)(?: /|/ | / )(?=\d)")
+# Kept: "%", a point, comma or slash inside a number, a minus that begins a number (-2.5) or ends a word (CD4-), as each changes the
+# meaning.
+_PUNCTUATION = re.compile(r"(?<!\d)[.,/]|[.,/](?!\d)|(?<!\w)-(?!\d)|(?<=\w)-(?=\w)|[^\w\s%.,/\-]|_")
 _AFTER_COMPARISON = re.compile(r"(?<=[<>≤≥]) ")
 # British spellings as American ones; no two medical words are told apart by them alone.
 _SPELLINGS = (
@@ -52,7 +59,9 @@ _ROMAN = {
     )  # factor XIII is the last
 }
 _NUMBERED = re.compile(rf"\b(class|factor|grade|phase|stage|type) ({'|'.join(_ROMAN)})\b")
-_LEADING_ARTICLE = re.compile(r"^(?:an?|the) (?=\S)")
+_LEADING_ARTICLE = re.compile(r"^(?:an|the) (?=\S)")
+_LEADING_A = re.compile(r"\W*(a)\s+(\S+)", re.IGNORECASE)
+_SHORTEST_AFTER_ARTICLE = 3  # letters: behind a letter with a meaning of its own stand signs and single letters
 _THE = re.compile(r"\bthe (?=\S)")
 _GLOSSED = re.compile(r"([^()]+)\(([^()]+)\)[\s.]*")
 
@@ -92,8 +101,8 @@ def visible(text: str) -> str:
 def normalise(text: str) -> str:
     """The words of a phrase without case, accents on Latin letters, articles, empty punctuation and British spelling.
 
-    An article "a" goes only from the beginning, so that "hepatitis A" and "vitamin A" keep their letter. Symbols stay: "<5 cm",
-    "~5 cm" and "5 cm" are three things.
+    An article "a" goes only from the beginning and from before a word, so that "hepatitis A" and "Aβ" keep their letter. Symbols
+    stay: "<5 cm", "~5 cm" and "5 cm" are three things.
 
     Example:
         >>> normalise("The TNF-α  inhibitor."), normalise("Ménière's disease"), normalise("hepatitis A")
@@ -101,11 +110,24 @@ def normalise(text: str) -> str:
         >>> normalise("Anaemia, type II"), normalise("↑ TSH")
         ('anemia type 2', 'increased tsh')
     """
+    words = _normalised(text)
+    return words.removeprefix("a ") if _begins_with_article(text) else words
+
+
+def _begins_with_article(text: str) -> bool:
+    leading = _LEADING_A.match(text)
+    return leading is not None and sum(map(str.isalpha, leading[2])) >= _SHORTEST_AFTER_ARTICLE
+
+
+def _normalised(text: str) -> str:
+    """`normalise`, but for an article "a" at the beginning."""
     text = text.casefold()
     if not text.isascii():
+        text = _POWER.sub(r"^\1", text)
         text = visible(unicodedata.normalize("NFKC", text.translate(_SIGNS)).casefold())
         text = unicodedata.normalize("NFC", _MARK_ON_LATIN.sub(r"\1", unicodedata.normalize("NFD", text)))
     text = _GROUPED_DIGITS.sub(lambda digits: digits[0].replace(",", ""), text.translate(_SIGNS))
+    text = _SPACED_SLASH.sub("/", text)
     text = " ".join(_PUNCTUATION.sub(_symbol_or_space, text).translate(_GREEK_NAMES).split())
     text = _AFTER_COMPARISON.sub("", text)
     for british, american in _SPELLINGS:
@@ -116,7 +138,7 @@ def normalise(text: str) -> str:
 
 def same_phrase(answer: str, gold: str) -> bool:
     """Whether two phrases are equal once normalised; a phrase of nothing but punctuation must be equal as it stands."""
-    return _key(answer) == _gold_key(gold)
+    return _gold_key(gold) in _readings(answer)
 
 
 def names_one_of(answer: str, phrases: Iterable[str]) -> bool:
@@ -127,23 +149,28 @@ def names_one_of(answer: str, phrases: Iterable[str]) -> bool:
         (True, False)
     """
     accepted = {_gold_key(phrase) for phrase in phrases} - {""}
-    if _key(answer) in accepted:
+    if _readings(answer) & accepted:
         return True
     glossed = _GLOSSED.fullmatch(answer)
     if glossed is None:
         return False
-    name, gloss = map(normalise, glossed.groups())
-    return name in accepted and (gloss in accepted or gloss == "".join(word[0] for word in name.split()))
+    names, glosses = map(_readings, glossed.groups())
+    initials = {"".join(word[0] for word in name.split()) for name in names}
+    return bool(names & accepted and glosses & (accepted | initials))
 
 
-def _key(phrase: str) -> str:
-    return normalise(phrase) or phrase.strip()
+def _readings(phrase: str) -> frozenset[str]:
+    """An answer's words, with and without a first "a" that may be an article: whether it is one, only the gold phrase can tell."""
+    return frozenset({_normalised(phrase) or phrase.strip(), normalise(phrase) or phrase.strip()})
 
 
 @lru_cache(maxsize=4096)
 def _gold_key(phrase: str) -> str:
-    """Remembered, because the same gold phrases meet every answer of a group; answers are not, for they may be long."""
-    return _key(phrase)
+    """Remembered, because the same gold phrases meet every answer of a group; answers are not, for they may be long.
+
+    A capital "A" that a gold phrase begins with is a letter, as in the blood group "A negative".
+    """
+    return (_normalised(phrase) if phrase.startswith("A ") else normalise(phrase)) or phrase.strip()
 
 
 def _symbol_or_space(sign: re.Match[str]) -> str:

@@ -30,11 +30,18 @@ _NUMBER = re.compile(
     re.IGNORECASE | re.DOTALL,
 )
 _BARE_POWER = re.compile(r"(?P<sign>[+-]?)10\s?(?:\^|\*\*)\s?\(?(?P<power>[+-]?[0-9]{1,4})\)?(?P<rest>.*)", re.DOTALL)
-# Where no unit is asked for: at most four short words without digits; whatever joins, bounds or scales numbers is none.
+# Where no unit is asked for: at most four short words without digits; whatever joins, bounds, scales, doubts or denies numbers is none.
 _UNIT = re.compile(r"[^\W\d]+(?:[/·*^ .-]{1,3}[^\W\d]+){0,3}|%")
-_NO_UNIT = frozenset(
-    {"to", "or", "and", "plus", "minus", "between", "hundred", "thousand", "million", "billion", "trillion", "dozen", "not"}
-)
+_NO_UNIT = frozenset({
+    "to", "or", "and", "plus", "minus", "between", "but", "not", "no", "is", "are", "was", "were", "isnt", "wasnt",
+    "maybe", "perhaps", "possibly", "probably", "likely", "unlikely", "roughly", "approximately", "about", "around",
+    "wrong", "incorrect", "false", "unsure", "guess", "one", "two", "three", "four", "five", "six", "seven", "eight",
+    "nine", "ten", "eleven", "twelve", "twenty", "thirty", "forty", "fifty", "sixty", "seventy", "eighty", "ninety",
+    "half", "dozen", "hundred", "thousand", "million", "billion", "trillion", "bn", "mn", "mio",
+})  # fmt: skip
+_THOUSANDS = "k"  # as a capital it is the kelvin
+_ORDINAL = re.compile(r"(?<=\d)(?:st|nd|rd|th)\b(?: of\b)?", re.IGNORECASE)
+_AFTER_ABBREVIATION = re.compile(r"(?<=[A-Za-z])\.")
 _DATE_FORMATS = ("%Y-%m-%d", "%Y/%m/%d", "%Y.%m.%d", "%d %B %Y", "%d %b %Y", "%B %d %Y", "%b %d %Y")
 _YEAR = re.compile(r"[0-9]{4}")
 _DAY_OR_MONTH_FIRST = re.compile(r"([0-9]{1,2})([/.-])([0-9]{1,2})\2([0-9]{4})")
@@ -105,7 +112,7 @@ def parse_date(text: str) -> date | None:
         >>> parse_date("March 5th, 2021") == parse_date("2021-03-05"), parse_date("25/12/2021"), parse_date("3/5/2021")
         (True, datetime.date(2021, 12, 25), None)
     """
-    text = re.sub(r"(?<=\d)(?:st|nd|rd|th)\b", "", _plain(text), flags=re.IGNORECASE)
+    text = _AFTER_ABBREVIATION.sub("", _ORDINAL.sub("", _plain(text)))
     text = " ".join(text.replace(",", " ").removesuffix(".").split())
     if match := _DAY_OR_MONTH_FIRST.fullmatch(text):
         one, _, other, year = match.groups()
@@ -150,8 +157,8 @@ def _decimal_point(mantissa: str) -> str:
 
 
 def _could_be_unit(text: str) -> bool:
-    words = text.casefold()
-    return _UNIT.fullmatch(words) is not None and not _NO_UNIT & set(re.split(r"[^a-z]+", words))
+    words = set(re.split(r"[^A-Za-z]+", text))
+    return _UNIT.fullmatch(text) is not None and _THOUSANDS not in words and not _NO_UNIT & {word.lower() for word in words}
 
 
 def _day(year: str, month: str, day: str) -> date | None:

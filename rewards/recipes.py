@@ -49,7 +49,7 @@ def load_recipe(name: str, folder: Path = FOLDER) -> RewardRecipe:
 
 
 def _phases(path: Path) -> list[str]:
-    return [str(phase) for phase in _read(path)]
+    return list(_read(path))
 
 
 def _read(path: Path) -> dict[str, object]:
@@ -59,4 +59,4 @@ def _read(path: Path) -> dict[str, object]:
         raise ValueError(f"{path}: {' '.join(str(error).split())}") from None
     if not isinstance(found, dict):
         raise ValueError(f"{path}: must hold recipes by phase")
-    return found
+    return {str(phase): recipe for phase, recipe in found.items()}  # YAML reads a phase named 1 as a number

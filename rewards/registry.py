@@ -60,10 +60,10 @@ COMPONENTS: dict[str, Component] = {
     # retrieval and evidence
     "evidence": Component(evidence, 0.0, 1.0),
     "evidence_relative": Component(evidence_relative, 0.0, 1.0),
-    "evidence_quality": Component(evidence_quality, 0.0, 1.0),
+    "evidence_quality": Component(evidence_quality, 0.0, 1.0, frozenset({RELEVANCE})),
     "gold_recall": Component(gold_recall, 0.0, 1.0),
     "gold_precision": Component(gold_precision, 0.0, 1.0),
-    "retrieval_proportion": Component(retrieval_proportion, 0.0, 1.0, frozenset({GRAPH})),
+    "retrieval_proportion": Component(retrieval_proportion, 0.0, 1.0, frozenset({GRAPH, RELEVANCE})),
     "information_gain": Component(information_gain, -1.0, 1.0, frozenset({RELEVANCE})),
     "authority": Component(authority, 0.0, 1.0, frozenset({RELEVANCE})),
     "search_efficiency": Component(search_efficiency, 0.0, 1.0, frozenset({RELEVANCE})),
@@ -87,7 +87,7 @@ _PROBE = (
 
 def needs(recipe: RewardRecipe) -> frozenset[str]:
     """What must be found out about an episode before this recipe can score it. A user's own reward sees what there is."""
-    return frozenset().union(*(COMPONENTS[term.name].needs for term in recipe.all_terms if not term.is_own))
+    return frozenset().union(*(_needs(term) for term in recipe.all_terms if not term.is_own))
 
 
 @lru_cache(maxsize=64)
@@ -109,6 +109,11 @@ def check_recipe(recipe: RewardRecipe) -> None:
                 f"reward {term.name!r} is unknown{nearest(term.name, COMPONENTS)}; medr3 rewards list names them all"
             )
         _check_arguments(term)
+
+
+def _needs(term: RewardTerm) -> frozenset[str]:
+    asked = frozenset({RELEVANCE}) if term.arguments.get("relevant_only") else frozenset()
+    return COMPONENTS[term.name].needs | asked
 
 
 def nearest(word: str, known: Iterable[str]) -> str:

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections import defaultdict
 
 from rewards.earned import Earned
-from rewards.evidence import retrieved
-from rewards.extraction import graph_of
-from rewards.findings import Findings
+from rewards.extraction import graph_of, lines_of
+from rewards.findings import Findings, Graph
+from rewards.relevance import relevant, retrieved
 from tasks.questions import Question
 from trajectories.schema import Episode
 
@@ -36,6 +36,8 @@ def retrieval_proportion(
 ) -> Earned:
     """R_prop = |{t ∈ graph : t was retrieved}| / |graph|, rewarded by a target band (Med-R³, phase 2).
 
+    Only what comes from a document that concerns the question counts as retrieved, or copying anything would pay: a reconstruction.
+
     1 from `low` to `high`, falling to 0 at no retrieval, and with a `high` below 1 at nothing but retrieval. A reconstruction: the
     paper's share is monotone, which pays for copying documents instead of thinking; half is where paying ends. 0 where the
     thinking states nothing.
@@ -43,9 +45,9 @@ def retrieval_proportion(
     if not 0 < low <= high <= 1:
         raise ValueError(f"needs a band 0 < low ≤ high ≤ 1, got low {low} and high {high}")
     graph = graph_of(episode, findings)
-    brought = [triple.turn for triple in graph if triple.turn is not None]
+    brought = _brought_by_relevant(graph, question, episode, findings)
     if not brought:
-        return Earned(0.0, reason="nothing of what the thinking states was retrieved")
+        return Earned(0.0, reason="nothing of what the thinking states was retrieved from a relevant document")
     proportion = len(brought) / len(graph)
     value = min(proportion / low, 1.0, (1 - proportion) / (1 - high) if high < 1 else 1.0)
     turns: dict[int, float] = defaultdict(float)
@@ -82,6 +84,16 @@ def information_gain(question: Question, episode: Episode, findings: Findings, *
         gains, repeats = gains + gain, repeats + repeated
     value = max(-1.0, min(1.0, gains - repeats))  # thirds may add up to a hair over 1
     return Earned(value, dict(turns), f"gain {gains:.2f} − redundancy {repeats:.2f} over {len(episode.searches)} searches")
+
+
+def _brought_by_relevant(graph: Graph, question: Question, episode: Episode, findings: Findings) -> list[int]:
+    """The turns of the triples that come from relevant documents. A judge names a triple's turn only, and no document."""
+    documents = relevant(question, episode, findings)
+    if findings.graph is not None:
+        turns = {document.turn for document in documents}
+        return [triple.turn for triple in graph if triple.turn in turns]
+    facts = {(line.subject, line.relation, line.object) for document in documents for line in lines_of(document.text)}
+    return [triple.turn for triple in graph if triple.turn is not None and triple[:3] in facts]
 
 
 def _share(turns_of_hits: list[int], of: int, reason: str) -> Earned:

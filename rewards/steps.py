@@ -1,46 +1,20 @@
-"""Is every step worth its search? R3-RAG's process rewards (arXiv 2505.23794) and MedResearcher-R1's quality (arXiv 2508.14880).
-
-A step is one search with the documents that it brought and that no earlier one had. Rel of a step is 0 … 1: a judge's where it
-was asked, else by rule, where a step that brings nothing new is worth 0 either way.
-"""
+"""Is every step worth its search? R3-RAG's process rewards (arXiv 2505.23794) and MedResearcher-R1's quality (arXiv 2508.14880)."""
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping
-from typing import NamedTuple
 
 from rewards.answers import is_correct
 from rewards.earned import Earned
-from rewards.evidence import Quality, Retrieved, begins_with, quality_table, retrieved
-from rewards.extraction import Statement, last_turn, lines_of
+from rewards.evidence import Quality, quality_table
+from rewards.extraction import last_turn
 from rewards.findings import Findings
 from rewards.format import ANSWERED, MALFORMED, is_well_formed
+from rewards.relevance import steps
 from tasks.questions import AnswerKind, Question
 from trajectories.schema import Episode
 
 PASS_MARK = 0.6  # R3-RAG's: a step whose documents are less relevant earns nothing
-
-
-class Step(NamedTuple):
-    """The searches of one turn, which is one search in whatever the protocol let through."""
-
-    turn: int
-    new: tuple[Retrieved, ...]
-    relevance: float
-
-
-def steps(question: Question, episode: Episode, findings: Findings) -> list[Step]:
-    """Every search step with its Rel."""
-    new: dict[int, list[Retrieved]] = {search.turn: [] for search in episode.searches}
-    for document in retrieved(episode):
-        new[document.turn].append(document)
-    queries = {search.turn: search.query for search in episode.searches}
-    facts = {(relation, subject): value for graph in question.reference_graphs for subject, relation, value in graph}
-    return [
-        Step(turn, tuple(found), _relevance(question, queries[turn], found, findings.relevance.get(turn), facts))
-        for turn, found in new.items()
-    ]
 
 
 def step_relevance(
@@ -104,7 +78,7 @@ def authority(
 ) -> Earned:
     """Mean over the retrieved documents of 0.4 · relevance + 0.6 · quality, MedResearcher-R1's order of its medical retriever.
 
-    A reconstruction: a document of an irrelevant step earns 0, or any meta-analysis would pay.
+    A reconstruction: a document that does not concern the question earns 0, or any meta-analysis would pay.
     """
     table = quality_table(quality, unknown)
     if not 0 <= relevance <= 1:
@@ -113,43 +87,11 @@ def authority(
     count = sum(len(step.new) for step in taken)
     turns: dict[int, float] = defaultdict(float)
     for step in taken:
-        for document in step.new if step.relevance > 0 else ():
+        for document in step.concerning:
             worth = relevance * step.relevance + (1 - relevance) * table.get(document.level, unknown)
             turns[step.turn] += worth / count
     value = min(1.0, sum(turns.values()))
     return Earned(value, dict(turns), f"{value:.2f} is the mean authority over {count} documents")
-
-
-def _relevance(
-    question: Question, query: str, new: list[Retrieved], judged: float | None, facts: Mapping[tuple[str, str], str]
-) -> float:
-    if not new:
-        return 0.0
-    if judged is not None:
-        return judged
-    if facts:
-        return float(_agrees(new, facts))
-    words = tuple(query.casefold().split())
-    return float(
-        any(document.id in question.gold_documents or (words and begins_with(document.text, words)) for document in new)
-    )
-
-
-def _agrees(new: list[Retrieved], facts: Mapping[tuple[str, str], str]) -> bool:
-    """The rule of the world: some document is about a fact of the reference, and the best about each agrees with it."""
-    best: dict[tuple[str, str], tuple[int, bool]] = {}  # of what a document is about: (level, whether it contradicts)
-    for document in new:
-        for statement in lines_of(document.text):
-            about = statement.relation, statement.subject
-            if about in facts:
-                told = _rank(document, statement), statement.object != facts[about]
-                best[about] = min(best.get(about, told), told)
-    return bool(best) and not any(contradicts for _, contradicts in best.values())
-
-
-def _rank(document: Retrieved, statement: Statement) -> int:
-    """The level that the index gives, else the one that the line itself names."""
-    return document.level if 1 <= document.level <= 6 else statement.level
 
 
 def _is_malformed(episode: Episode) -> bool:

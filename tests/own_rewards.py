@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import os
 import random
+import signal
+import subprocess
+import time
+from pathlib import Path
 from typing import Any
 
 from rewards.earned import Earned
@@ -45,6 +49,15 @@ def hangs_on_bad_answers(question: Question, episode: Episode, findings: Finding
     if episode.answer == "raise":
         raise RuntimeError("on\ntwo lines")
     return 1.0
+
+
+def outlives_its_alarm(question: Question, episode: Episode, findings: Findings) -> float:
+    """Starts a process, uses the alarm for itself, and hangs. The answer is the file that the process's id is written to."""
+    started = subprocess.Popen(["sleep", "600"])
+    signal.alarm(0)
+    Path(episode.answer).write_text(str(started.pid))
+    time.sleep(600)
+    return 0.0
 
 
 def pid(question: Question, episode: Episode, findings: Findings) -> float:

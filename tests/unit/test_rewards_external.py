@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import re
+import signal
 import subprocess
 import sys
 import time
@@ -21,6 +23,7 @@ from rewards.contract import check_reward
 from rewards.earned import Earned
 from rewards.findings import NO_FINDINGS, Findings, Triple
 from rewards.isolation import RewardFailed, RewardProcess, as_json
+from rewards.recipes import load_recipe
 from tasks.questions import Question
 from trajectories.schema import Episode, Search, WeightVersion
 
@@ -122,6 +125,27 @@ def test_no_reward_process_outlives_a_parent_that_was_killed(sample: list[str]) 
     assert not _lives(child)
 
 
+def test_nothing_that_a_reward_started_outlives_a_parent_that_was_killed(tmp_path: Path) -> None:
+    noted = tmp_path / "pid"
+    code = PARENT.replace("hangs_on_bad_answers", "outlives_its_alarm")
+    sample = as_json(QUESTION, episode(str(noted)), NO_FINDINGS)
+    parent = subprocess.Popen([sys.executable, "-c", code, sample], stdout=subprocess.PIPE, text=True, cwd=ROOT)
+    assert parent.stdout is not None
+    pids = [int(parent.stdout.readline())]
+    while not (noted.exists() and noted.read_text()):
+        time.sleep(0.02)
+    parent.kill()  # before the deadline of 1 s, at which it would kill them itself
+    parent.communicate()
+    pids.append(int(noted.read_text()))
+    end = time.monotonic() + 10
+    while any(map(_lives, pids)) and time.monotonic() < end:
+        time.sleep(0.1)
+    left = [pid for pid in pids if _lives(pid)]
+    for pid in left:
+        os.kill(pid, signal.SIGKILL)
+    assert not left
+
+
 @pytest.mark.parametrize(
     ("wanted", "answer", "words"),
     [
@@ -187,6 +211,11 @@ def test_a_recipe_that_needs_a_judge_without_one_voids_its_groups_in_one_line() 
     with pytest.raises(GroupVoided, match="needs a judge") as refusal:
         scored(recipe({"name": "outcome"}), ["rusin", "bovex"])
     assert "\n" not in str(refusal.value)
+
+
+def test_a_recipe_file_may_number_its_phases(tmp_path: Path) -> None:
+    (tmp_path / "mine.yaml").write_text("1: {terms: [{name: correct}]}\n2: {terms: [{name: format}]}\n")
+    assert [term.name for term in load_recipe("mine/2", tmp_path).terms] == ["format"]
 
 
 def test_dropped_samples_are_counted_by_cause() -> None:

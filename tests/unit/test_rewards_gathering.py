@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,7 @@ from hypothesis import strategies as st
 from rewards.findings import Findings, JudgeFailed, Triple
 from rewards.gathering import Tools, gather
 from rewards.judge import Judge
-from rewards.judge_prompts import MAX_TEXT_CHARACTERS, read_reply, step_relevance_verdict, triples_verdict
+from rewards.judge_prompts import MAX_CASE_CHARACTERS, MAX_JUDGED_TRIPLES, read_reply, step_relevance_verdict, triples_verdict
 from tasks.questions import Question
 from tests.judge_server import TEXT, Answer, JudgeServer, ask, episode, with_server
 
@@ -52,7 +53,8 @@ def test_relevance_is_read_strictly(reply: str, expected: float | None) -> None:
         ([["a", "r", "b", True]], None),
         ([["a", "r", 3, None]], None),
         ([["a" * 1000, "r", "b", None]], None),
-        ([["a", "r", "b", None]] * 1000, None),
+        ([["a", "r", "b\ud800", None]], (Triple("a", "r", "b?"),)),  # what UTF-8 cannot carry would fail later
+        ([["first", "r", "b", None]] * 1000 + [["a", "r", "b", None]] * 64, (Triple("a", "r", "b"),) * 64),
         ("a r b", None),
     ],
 )
@@ -70,8 +72,31 @@ def test_every_case_is_one_bounded_json_object_of_our_keys(thought: str, answer:
     of = episode(answer, thought)
     for each in (ask(answer), step_relevance_verdict(TEXT, of.searches[0]), triples_verdict(TEXT, of)):
         assert isinstance(json.loads(each.case.encode()), dict)
-    assert len(ask("x" * 10**6).case) < 2 * MAX_TEXT_CHARACTERS
     assert set(json.loads(ask(answer).case)) == {"question", "options", "accepted", "broader", "answer"}
+
+
+@pytest.mark.parametrize("sign", ["x", "\x00", "\u2028", "\ud800", '"', "心"], ids=ascii)
+def test_the_whole_case_is_bounded_and_cut_in_its_longest_texts(sign: str) -> None:
+    of = episode("x", "iron is low " + sign * 10**6 + " so anaemia", searches=30)
+    of.searches[:] = [replace(search, documents=[sign * 10**4] * 5) for search in of.searches]
+    asked = triples_verdict(TEXT, of)
+    assert len(asked.case) < 2 * MAX_CASE_CHARACTERS + 10_000, "at most an escape before every character, and the keys"
+    last = json.loads(asked.case)["turns"][-1]["text"]
+    assert last.strip().startswith("iron is low") and "[…]" in last and last.strip().endswith("so anaemia")
+    assert json.loads(asked.case)["question"] == TEXT.text, "what is short stays whole"
+    assert f"At most {MAX_JUDGED_TRIPLES} triples, those stated last" in asked.instructions
+
+
+def test_a_fault_in_one_episode_is_its_samples_loss() -> None:
+    broken = episode("other")
+    broken.answer = None  # type: ignore[assignment]
+
+    async def then(judge: Judge, server: JudgeServer) -> list[Findings | JudgeFailed]:
+        return await gather(TEXT, [episode(), broken], frozenset({"judge"}), Tools(judge))
+
+    found = with_server(replies, then)
+    assert found[0] == Findings(judged=1)
+    assert isinstance(found[1], JudgeFailed) and "Error" in str(found[1])
 
 
 def replies(number: int, payload: dict[str, Any]) -> Answer:

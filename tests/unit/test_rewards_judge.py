@@ -13,6 +13,7 @@ import pytest
 from rewards.config import JudgeConfig
 from rewards.findings import JudgeFailed
 from rewards.judge import Judge
+from rewards.judge_cache import ReplyCache
 from rewards.judge_prompts import answer_verdict
 from tests.judge_server import TEXT, Answer, JudgeServer, ask, with_server
 
@@ -115,6 +116,13 @@ def test_it_waits_as_long_as_the_server_asks_but_not_longer_than_it_may() -> Non
     assert 0.3 <= with_server(busy, timed, longest_pause_s=0.3) < 5
 
 
+def test_the_deadline_does_not_run_while_others_hold_the_lanes() -> None:
+    async def many(judge: Judge, server: JudgeServer) -> list[int]:
+        return await asyncio.gather(*(judge.ask(ask(f"answer {i}")) for i in range(6)))
+
+    assert with_server(lambda number, payload: Answer(delay_s=0.3), many, concurrency=1, deadline_s=1.0) == [2] * 6
+
+
 def test_64_are_in_flight_and_never_more_than_allowed() -> None:
     async def many(judge: Judge, server: JudgeServer) -> int:
         verdicts = await asyncio.gather(*(judge.ask(ask(f"answer {i}")) for i in range(192)))
@@ -126,25 +134,42 @@ def test_64_are_in_flight_and_never_more_than_allowed() -> None:
 
 
 def test_the_cache_is_shared_and_keyed_by_all_that_was_asked(tmp_path: Path) -> None:
-    async def twice(judge: Judge, server: JudgeServer) -> tuple[int, dict[str, int]]:
-        await judge.ask(ask())
-        await judge.ask(ask())
-        await judge.ask(ask("another"))
-        await judge.ask(answer_verdict(TEXT, "low iron", rare_disease=True))
-        return len(server.requests), dict(judge.counts)
+    async def twice(config: JudgeConfig) -> int:
+        async with Judge(config) as judge:  # as good as another process: it has nothing but the folder
+            await judge.ask(ask())
+            await judge.ask(ask())
+            await judge.ask(ask("another"))
+            await judge.ask(answer_verdict(TEXT, "low iron", rare_disease=True))
+            return judge.counts["cached"]
 
-    for known in (False, True):  # the second judge is as good as another process: it has nothing but the folder
-        requests, counts = with_server(lambda number, payload: Answer(), twice, cache=str(tmp_path))
-        assert requests == (0 if known else 3) and counts["cached"] == (4 if known else 1)
-    for file in (path for path in tmp_path.rglob("*") if path.is_file()):
-        file.write_bytes(b"\xff damaged")
-    assert with_server(lambda number, payload: Answer(), twice, cache=str(tmp_path))[0] == 3, "damage is asked again"
+    async def then(judge: Judge, server: JudgeServer) -> None:
+        assert await twice(judge.config) == 1 and len(server.requests) == 3
+        assert await twice(judge.config) == 4 and len(server.requests) == 3
+        for file in (path for path in tmp_path.rglob("*") if path.is_file()):
+            file.write_bytes(b"\xff damaged")
+        await twice(judge.config)
+        assert len(server.requests) == 6, "damage is asked again"
+        await twice(judge.config.model_copy(update={"url": server.url.replace("127.0.0.1", "localhost")}))
+        assert len(server.requests) == 9, "another address may be another judge of the same name"
+
+    with_server(lambda number, payload: Answer(), then, cache=str(tmp_path))
 
 
 def test_only_usable_replies_are_cached(tmp_path: Path) -> None:
-    said, _ = with_server(lambda number, payload: Answer(content="?"), one, cache=str(tmp_path), attempts=2)
-    assert isinstance(said, str)
-    assert with_server(lambda number, payload: Answer(), one, cache=str(tmp_path)) == (2, 1)
+    async def then(judge: Judge, server: JudgeServer) -> None:
+        said, _ = await one(judge, server)
+        assert isinstance(said, str)
+        assert await one(judge, server) == (2, 3)
+
+    with_server(
+        lambda number, payload: Answer(content="?" if number < 2 else '{"verdict": 2}'), then, cache=str(tmp_path), attempts=2
+    )
+
+
+def test_a_reply_that_no_file_can_hold_is_used_and_not_cached(tmp_path: Path) -> None:
+    cache = ReplyCache(tmp_path)
+    cache.put("00ff", "\ud800")
+    assert cache.get("00ff") is None and not [path for path in tmp_path.rglob("*") if path.is_file()]
 
 
 def test_the_same_question_at_the_same_time_travels_once_even_if_one_gives_up() -> None:

@@ -14,10 +14,12 @@ import yaml
 
 from medr3.config import load
 from rewards.composition import score
+from rewards.config import RewardRecipe
+from rewards.findings import Findings
 from rewards.recipes import load_recipe, shipped
 from rewards.registry import COMPONENTS
-from tasks.questions import Question
-from trajectories.schema import Episode, Search
+from tasks.questions import AnswerKind, LengthInstruction, Question
+from trajectories.schema import Episode, Search, Segment
 
 ROOT = Path(__file__).parents[2]
 DOCS = (ROOT / "docs" / "rewards.md").read_text(encoding="utf-8")
@@ -126,6 +128,61 @@ def test_nothing_evasive_or_malformed_outscores_an_honest_right_episode(recipe: 
     assert {name: total for name, total in paid.items() if total >= honest} == {}
 
 
+def resting_on_what_is_unrelated() -> dict[str, Episode]:
+    """Right answers on weak evidence, on strong evidence about something else that is cited beside it, and on that alone."""
+    unrelated = ("unrelated", "gene-inhibitor nopox meta-analysis bovex .", 1)
+    return {
+        "honest": searching(FOUND_POOR),
+        "unrelated cited": searching(unrelated, FOUND_POOR),
+        "unrelated alone": searching(unrelated),
+    }
+
+
+@pytest.mark.parametrize("recipe", ["med_r3/reasoning", "med_r3/retrieval", "med_r3/joint", "medresearcher_r1/training"])
+def test_strong_evidence_on_something_else_pays_less_than_weak_evidence_on_the_question(recipe: str) -> None:
+    loaded = load_recipe(recipe)
+    honest, *others = (score(QUESTION, of, loaded).total for of in resting_on_what_is_unrelated().values())
+    assert max(others) < honest
+
+
+@pytest.mark.parametrize("recipe", ["demo/retrieval", "demo/joint"])
+def test_the_demos_known_hole_closes_with_relevant_only(recipe: str) -> None:
+    loaded = load_recipe(recipe)
+    asking = loaded.model_dump(mode="json")
+    next(term for term in asking["terms"] if term["name"] == "evidence")["arguments"] = {"relevant_only": True}
+    for of, expected in ((loaded, [1.2, 1.6, 1.6]), (RewardRecipe.model_validate(asking), [1.2, 1.1, 1.1])):
+        paid = [score(QUESTION, each, of).total for each in resting_on_what_is_unrelated().values()]
+        assert paid == pytest.approx(expected)
+
+
+def test_r3_rag_believes_a_judge_where_no_string_matches() -> None:
+    other = searching(FOUND_BEST, answer="an inhibitor like rusin")
+    recipe = load_recipe("r3_rag/training")
+    verdicts = [score(QUESTION, other, recipe, Findings(judged=judged, relevance={0: 1.0})).total for judged in (0, 1, 2)]
+    assert verdicts == pytest.approx([0.8, 0.8, 3.6])
+
+
+def thought_long(of: Episode, tokens: int) -> Episode:
+    return replace(of, segments=[Segment("model", 0, tokens, 0)])
+
+
+def test_med_u1_counts_the_length_of_a_text_that_passes_so_an_almost_right_one_never_beats_the_exact() -> None:
+    text = "acute inferior myocardial infarction after occlusion of the right coronary artery near its origin"
+    question = QUESTION.model_copy(update={"gold": text, "length": LengthInstruction(mode="exact", tokens=100)})
+    choice = question.model_copy(update={"kind": AnswerKind.CHOICE, "gold": "A", "options": {"A": "x", "B": "y"}})
+    recipe = load_recipe("med_u1/training")
+
+    def total(asked: Question, answer: str, tokens: int) -> float:
+        return score(asked, thought_long(searching(FOUND_BEST, answer=answer), tokens), recipe).total
+
+    assert [total(question, f"{text} today", 100), total(question, text, 100)] == pytest.approx([3, 3]), "both pass"
+    for tokens in (100, 1600, 3000):
+        assert total(question, f"{text} today", tokens) <= total(question, text, tokens)
+        assert total(question, "gout", tokens) == 0, "a wrong text earns nothing by its length"
+    assert [total(choice, "A", tokens) for tokens in (100, 1600)] == pytest.approx([3, 2])
+    assert total(choice, "B", 100) == 0
+
+
 def test_every_component_stands_in_the_docs_and_every_recipe_is_named() -> None:
     assert [name for name in COMPONENTS if f"`{name}`" not in DOCS] == []
     assert [name for name in shipped() if f"| {name} |" not in DOCS] == []
@@ -150,6 +207,14 @@ def test_a_run_names_shipped_recipes(tmp_path: Path) -> None:
     [
         ("curriculum.phases.1.reward=med_r3/retreival", "did you mean med_r3/retrieval?"),
         ("rewards.reasoning.terms.0.name=corect", "rewards.reasoning: reward 'corect' is unknown: did you mean correct?"),
+        (
+            "rewards.reasoning.terms.0={name: 'my.own:reward', deadline_s: 30}",
+            "rewards.reasoning: reward 'my.own:reward' has a deadline_s of 30, which must be below rollout.reward_timeout_s (30)",
+        ),
+        (
+            "rollout.judge={url: 'http://judge:8000/v1', model: m, deadline_s: 31}",
+            "rollout.judge has a deadline_s of 31, which must be below rollout.reward_timeout_s (30)",
+        ),
     ],
 )
 def test_a_run_with_a_bad_recipe_is_refused(override: str, words: str) -> None:

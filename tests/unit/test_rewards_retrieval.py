@@ -11,10 +11,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from rewards.config import RewardRecipe
 from rewards.earned import Earned
 from rewards.evidence import NINE_TYPES_QUALITY, evidence, evidence_quality, evidence_relative
 from rewards.findings import NO_FINDINGS, Findings, Triple
-from rewards.registry import COMPONENTS
+from rewards.registry import COMPONENTS, needs
 from rewards.retrieval import gold_precision, gold_recall, information_gain, retrieval_proportion
 from tasks.questions import Question
 from tests.rewarded import (
@@ -50,8 +51,38 @@ def test_evidence_quality_is_of_all_that_was_retrieved_and_evidence_of_what_is_c
     assert nine.value == pytest.approx((5 / 9 + 4 / 9 + 17 / 18 + 1 / 9) / 4)
     assert list(NINE_TYPES_QUALITY) == sorted(NINE_TYPES_QUALITY, reverse=True)
     assert evidence_quality(QUESTION, episode(search(0, "q")), NO_FINDINGS).value == 0
-    unknown = episode(search(0, "q", "free text"))
-    assert [evidence_quality(QUESTION, unknown, NO_FINDINGS, unknown=u).value for u in (0.0, 0.3)] == [0.0, 0.3]
+    unknown = episode(search(0, "free", "free text"))
+    free = QUESTION.model_copy(update={"reference_graphs": ()})
+    assert [evidence_quality(free, unknown, NO_FINDINGS, unknown=u).value for u in (0.0, 0.3)] == [0.0, 0.3]
+
+
+def test_evidence_that_does_not_concern_the_question_has_no_quality() -> None:
+    of = episode(search(0, "q", INHIBITOR_WRONG.replace("opinion", "case"), INHIBITOR, STRANGER), STRANGER, INHIBITOR)
+    of.searches[0].evidence_levels[:] = [5, 4, 1]
+    quality = evidence_quality(QUESTION, of, NO_FINDINGS)
+    assert quality.value == pytest.approx((0.2 + 0.4 + 0) / 3) == quality.turns[0], "all three documents are in the mean"
+    assert evidence(QUESTION, of, NO_FINDINGS).value == pytest.approx((1.0 + 0.4) / 2), "asked for nothing, pays for any"
+    assert evidence(QUESTION, of, NO_FINDINGS, relevant_only=True).value == pytest.approx(0.4 / 2)
+    judged = Findings(relevance={0: 0.0})
+    assert evidence_quality(QUESTION, of, judged).value == evidence(QUESTION, of, judged, relevant_only=True).value == 0
+
+
+def test_what_was_retrieved_about_something_else_is_no_retrieved_step() -> None:
+    of = episode(search(0, "q", STRANGER, INHIBITOR), STRANGER, INHIBITOR, CAUSE, CAUSE_WRONG)
+    assert retrieval_proportion(QUESTION, of, NO_FINDINGS, low=1.0).value == 1 / 4
+    assert retrieval_proportion(QUESTION, episode(search(0, "q", STRANGER), STRANGER), NO_FINDINGS).value == 0
+    free = QUESTION.model_copy(update={"source": "medqa", "reference_graphs": ()})
+    values = [retrieval_proportion(free, HONEST, replace(thought(2, 2), relevance={0: judged})).value for judged in (0.0, 0.7)]
+    assert values == [0.0, 1.0], "a judged graph goes by the judged relevance of its turns"
+
+
+def test_only_a_recipe_that_asks_for_relevance_needs_a_judge_of_it() -> None:
+    def wanted(name: str, **arguments: object) -> frozenset[str]:
+        return needs(RewardRecipe.model_validate({"terms": [{"name": name, "arguments": arguments}]}))
+
+    assert wanted("evidence") == wanted("evidence", relevant_only=False) == frozenset()
+    assert wanted("evidence", relevant_only=True) == wanted("evidence_quality") == {"relevance"}
+    assert wanted("retrieval_proportion") == {"graph", "relevance"}
 
 
 @pytest.mark.parametrize("component", [evidence, evidence_quality])

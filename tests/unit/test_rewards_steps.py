@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 from rewards.earned import Earned
 from rewards.findings import NO_FINDINGS, Findings
 from rewards.registry import COMPONENTS
-from rewards.steps import authority, search_efficiency, step_relevance, step_validity, steps
+from rewards.relevance import steps
+from rewards.steps import authority, search_efficiency, step_relevance, step_validity
 from rewards.table import as_markdown, component_table, episode_of
 from tasks.config import WorldConfig
 from tasks.questions import Question
@@ -134,6 +135,8 @@ def test_authority_weighs_relevance_and_quality_and_pays_nothing_for_what_is_irr
     assert authority(QUESTION, episode(search(0, "q", STRANGER)), NO_FINDINGS).value == 0
     assert authority(QUESTION, episode(SECOND), NO_FINDINGS, relevance=1).value == 1.0
     assert authority(QUESTION, episode("muzel"), NO_FINDINGS).value == 0
+    beside = episode(search(0, "q", INHIBITOR, STRANGER))
+    assert authority(QUESTION, beside, NO_FINDINGS).value == 0.5, "a stranger earns nothing in a relevant step either"
 
 
 @pytest.mark.parametrize(
