@@ -100,10 +100,10 @@ class AlgorithmConfig(BaseModel):
         recipe = resolve(self)
         for contradiction in (_of_dapo(self, recipe), _of_losses(self, recipe), _of_kl(self, recipe)):
             if contradiction:
-                raise ValueError(f"learner: {contradiction}")
+                raise ValueError(contradiction)
         if self.mismatch_warn >= self.max_mismatch:
             raise ValueError(
-                f"learner: mismatch_warn ({self.mismatch_warn}) must lie below max_mismatch ({self.max_mismatch}), where the run ends"
+                f"mismatch_warn ({self.mismatch_warn}) must lie below max_mismatch ({self.max_mismatch}), where the run ends"
             )
         return self
 

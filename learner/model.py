@@ -62,7 +62,8 @@ class Critic(nn.Module):
 
     def forward(self, micro: MicroBatch) -> Tensor:
         """One value for each of the n chosen tokens."""
-        return cast(Tensor, self.value_head(_before_chosen(self.backbone, micro)).float()[:, 0])
+        values_n1 = self.value_head(_before_chosen(self.backbone, micro)).float()
+        return cast(Tensor, values_n1[:, 0].clone())  # not a view: FSDP hooks what a module returns
 
 
 def _before_chosen(backbone: nn.Module, micro: MicroBatch) -> Tensor:

@@ -132,6 +132,8 @@ def replay(
     device = torch.device("cuda" if config.learner.gpus_per_worker > 0 else "cpu")
     if device.type == "cuda" and not torch.cuda.is_available():
         raise UserError("learner.gpus_per_worker: this run's learner used GPUs, and torch sees none here: set it to 0")
+    if overridden:  # other weights than the engines had make these rows off-policy, which is no fault to end for
+        config = config.model_copy(update={"learner": config.learner.model_copy(update={"max_mismatch": math.inf})})
     found = None
     with _one_rank(device):
         trainer = _start(model_dir, config, device, start)

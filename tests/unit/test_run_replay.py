@@ -127,6 +127,12 @@ def test_another_setting_prints_its_own_figures_and_claims_nothing(recorded: Rec
     assert "overridden" in lines[-1]
 
 
+def test_weights_that_another_setting_makes_may_leave_the_recorded_engines_behind(recorded: RecordedRun) -> None:
+    """The rows are then off-policy from the second step on, which is no fault of engine or learner."""
+    code, lines, error = replay(recorded.folder, "learner.mismatch_warn=1.0e-12", "learner.max_mismatch=1.0e-11")
+    assert (code, len(lines)) == (0, 5), (lines, error)
+
+
 @pytest.mark.parametrize(
     ("spoil", "arguments", "words"),
     [
