@@ -171,7 +171,7 @@ class LearnerConfig(AlgorithmConfig):
     )
     cpu_offload: bool = Field(default=False, description="weights, gradients and moments wait in main memory; GPUs only")
     minibatches: int = Field(default=2, ge=1, description="optimiser steps per batch of groups")
-    microbatch_tokens: int = Field(default=8_192, ge=64, description="tokens of one forward pass, padding included")
+    microbatch_tokens: int = Field(default=8_192, ge=64, description="tokens of one forward pass; rows have no padding")
     gradient_clip: float = Field(default=1.0, gt=0)
     weight_decay: float = Field(default=0.0, ge=0)
     beta1: float = 0.9
