@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from actors.config import EngineConfig
+from actors.engine_start import engine_arguments, engine_environment
 from actors.failures import EngineFenced, EngineLost
 from trajectories.publication import Canary, Publication, WeightAck
 from trajectories.schema import VersionSpan, WeightVersion
@@ -17,15 +18,14 @@ if TYPE_CHECKING:
     from vllm.outputs import RequestOutput
     from vllm.v1.engine.async_llm import AsyncLLM
 
+    from actors.engine_load import EngineLoad
+
 # vLLM schedules smaller numbers first: the canary is computed in the first step after an update, before any kept request.
 _CANARY_PRIORITY = -1
 
-# Tokens of one scheduler step on a CPU: prefills a batch of short prompts at once without stalling what decodes for long.
-_CPU_BATCHED_TOKENS = 4096
-
-# For glibc: what one layer's update frees serves the next layer instead of going back to the kernel, whose fresh pages cost more
-# than the copy into them. A load takes half the time.
-_KEEP_FREED_MEMORY = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2**40)}
+# vLLM's names for what a sleeping engine has given back. The weights come first: they are loaded before any cache is needed.
+_MEMORY = ["weights", "kv_cache"]
+_DISCARD = 2  # level of sleep: nothing is kept for waking up, because new weights are transferred anyway
 
 
 class Completion(NamedTuple):
@@ -36,22 +36,6 @@ class Completion(NamedTuple):
     version_spans: list[VersionSpan]
 
 
-def engine_environment(config: EngineConfig) -> dict[str, str]:
-    """Variables that must be set before vLLM is imported. The engine's own process inherits them."""
-    return {
-        "VLLM_WORKER_MULTIPROC_METHOD": "spawn",  # the actor has threads, and a fork of those may hang
-        "VLLM_NO_USAGE_STATS": "1",
-        "VLLM_LOGGING_LEVEL": os.environ.get("VLLM_LOGGING_LEVEL", "WARNING"),
-        # Binding would put every engine, and the learner, on the same first cores.
-        "VLLM_CPU_OMP_THREADS_BIND": "nobind",
-        "OMP_NUM_THREADS": str(config.cpu_threads),
-        "OMP_WAIT_POLICY": "PASSIVE",  # spinning threads took four times the processor time, from the learner as well
-        # Otherwise the first log-probability compiles a helper even in eager mode: seconds, and it needs a C++ compiler.
-        **({"TORCHDYNAMO_DISABLE": "1"} if config.enforce_eager else {}),
-        **({} if config.gpus else _KEEP_FREED_MEMORY),
-    }
-
-
 class PolicyEngine:
     """Samples tokens, takes new weights while requests are in flight, and refuses to work on weights it could not verify.
 
@@ -59,12 +43,18 @@ class PolicyEngine:
     so the canary is queued first, at the highest priority, and the engine resumes with the *gate* closed: nothing new is sent
     and nothing finished is handed out until the canary's verdict. After a bad verdict every request that may have seen the
     doubtful weights is aborted, and the engine is fenced until a later update succeeds.
+
+    An engine that shares its hardware with the learner sleeps meanwhile: sleep ─▶ wake ─▶ update. It samples nothing from the
+    first on, and again only after the last, because on a GPU its weights are gone until they are transferred anew.
     """
 
-    def __init__(self, engine_id: str, config: EngineConfig, canary_tolerance: float) -> None:
+    def __init__(self, engine_id: str, config: EngineConfig, canary_tolerance: float, *, sleeps: bool = False) -> None:
         self.engine_id = engine_id
         self.version: WeightVersion | None = None  # None while fenced
         self.mend_tied_output = True  # off only in the test that shows what the canary is for
+        self.drop_kept_cache = True  # off only in the test that shows that kept requests need it
+        self._gives_memory_back = sleeps and not config.on_cpu  # on a CPU vLLM's sleep does nothing
+        self._asleep: list[str] = []  # which memory it has given back, in the order in which it takes it again
         self._config = config
         self._tolerance = canary_tolerance
         self._llm: AsyncLLM | None = None
@@ -74,41 +64,18 @@ class PolicyEngine:
         self._gate.set()
         self._updating = asyncio.Lock()
         self._in_flight: set[str] = set()
+        self._kept: set[str] = set()  # those that the last update found in flight
+        self._load: EngineLoad | None = None
         self._canaries = 0
 
     async def start(self, model_dir: str, *, needs_text: bool) -> None:
         """Starts vLLM; `needs_text` loads its detokeniser, which stop strings need and stop tokens do not."""
         os.environ.update(engine_environment(self._config))
-        from vllm import AsyncEngineArgs
-        from vllm.config import WeightTransferConfig
-        from vllm.v1.engine.async_llm import AsyncLLM
+        from actors.engine_load import EngineLoad, ScheduledLLM
 
-        from actors import weight_transfer
-
-        arguments = AsyncEngineArgs(
-            model=model_dir,
-            skip_tokenizer_init=not needs_text,
-            dtype=self._config.dtype,
-            max_model_len=self._config.max_model_len,
-            max_num_seqs=self._config.max_num_seqs + 1,  # one seat for the canary when every other is taken
-            kv_cache_memory_bytes=self._config.kv_cache_mib << 20,
-            enforce_eager=self._config.enforce_eager,
-            tensor_parallel_size=self._config.tensor_parallel_size,
-            distributed_executor_backend=_executor(self._config),
-            enable_prefix_caching=True,  # the episodes of a group share their prompt, every turn its predecessors
-            scheduling_policy="priority",
-            # vLLM 0.32 on a CPU dies when the prefill of a request with a seed is cut in two ("CPU Generator does not use
-            # offset"), and a refit makes every kept request prefill again: so prefills stay whole there.
-            enable_chunked_prefill=None if self._config.gpus else False,
-            max_num_batched_tokens=None if self._config.gpus else max(self._config.max_model_len, _CPU_BATCHED_TOKENS),
-            generation_config="vllm",  # sampling defaults of a checkpoint would bias the behaviour log-probabilities
-            logprobs_mode="processed_logprobs",
-            weight_transfer_config=WeightTransferConfig(backend=weight_transfer.BACKEND),
-            worker_extension_cls=f"{weight_transfer.__name__}.{weight_transfer.WeightReport.__name__}",
-            disable_log_stats=True,
-            enable_log_requests=False,
-        )
-        self._llm = AsyncLLM.from_engine_args(arguments)
+        arguments = engine_arguments(model_dir, self._config, needs_text=needs_text, sleeps=self._gives_memory_back)
+        self._llm = ScheduledLLM.from_engine_args(arguments, stat_loggers=[EngineLoad])
+        self._load = self._llm.load
         await self._warm_up()
 
     async def _warm_up(self) -> None:
@@ -127,8 +94,12 @@ class PolicyEngine:
         seed: int,
         stop_token_ids: Sequence[int],
         stop_strings: Sequence[str] = (),
+        forbidden_token_ids: Sequence[int] = (),
     ) -> Completion:
-        """Samples one turn. Raises `EngineFenced` rather than hand out a token that unverified weights may have sampled."""
+        """Samples one turn. Raises `EngineFenced` rather than hand out a token that unverified weights may have sampled.
+
+        Forbidden tokens have no probability at all, and the others' log-probabilities are those without them.
+        """
         from vllm import SamplingParams
         from vllm.sampling_params import RequestOutputKind
 
@@ -142,6 +113,7 @@ class PolicyEngine:
             ignore_eos=True,  # the end of text is among the stop tokens
             detokenize=bool(stop_strings),
             logprobs=0,  # the sampled token's alone
+            logit_bias={token: float("-inf") for token in forbidden_token_ids} or None,
             flat_logprobs=True,
             output_kind=RequestOutputKind.FINAL_ONLY,
         )
@@ -152,7 +124,7 @@ class PolicyEngine:
         try:
             output = await self._run(request_id, prompt_ids, parameters)
         finally:
-            self._in_flight.discard(request_id)
+            self._ended(request_id)
         await self._gate.wait()
         if self._failed_updates != failed_updates:
             raise EngineFenced(f"engine {self.engine_id} sampled {request_id} across an update that failed: {self._fence}")
@@ -165,7 +137,8 @@ class PolicyEngine:
             self._gate.clear()
             checksum, difference, reason = "", float("nan"), "the update was broken off"
             try:
-                await self._engine().pause_generation(mode="keep", clear_cache=True)
+                await self._wake_weights()
+                await self._pause(clear_cache=self.drop_kept_cache)
                 clock.lap("pause")
                 checksum, stages = await self._transfer(publication)
                 clock.lap("calls", of_which=stages)
@@ -190,6 +163,31 @@ class PolicyEngine:
                 {**clock.laps, "total": clock.total()},
             )
 
+    async def sleep(self) -> None:
+        """Samples nothing until the next update; requests in flight are kept. On a GPU its memory is the learner's until then."""
+        async with self._updating:
+            self._gate.clear()
+            if not self._gives_memory_back:
+                await self._pause(clear_cache=False)
+            elif not self._asleep:
+                await self._engine().sleep(_DISCARD, mode="keep")
+                self._asleep = list(_MEMORY)
+                self._note_forced()
+
+    async def wake(self) -> None:
+        """Takes back the memory of its weights, which the next update fills; until that has proved them, nothing is sampled."""
+        async with self._updating:
+            await self._wake_weights()
+
+    def load(self) -> dict[str, float | int]:
+        """How full the KV cache is, from 0 to 1, and how many requests had to leave it since the engine started."""
+        load = self._heard()
+        return {"kv_use": load.kv_use, "preemptions": load.preemptions, "recomputed": load.recomputed}
+
+    def take_peak(self) -> float:
+        """The fullest that the KV cache was since this was asked before."""
+        return self._heard().take_peak()
+
     def raise_if_lost(self) -> None:
         if self._engine().errored:
             raise EngineLost(f"engine {self.engine_id}: its vLLM process died")
@@ -199,6 +197,38 @@ class PolicyEngine:
         if self._llm is not None:
             self._llm.shutdown(timeout=0)
             self._llm = None
+
+    async def _pause(self, *, clear_cache: bool) -> None:
+        """Nothing is sampled from here on; requests in flight are kept."""
+        await self._engine().pause_generation(mode="keep", clear_cache=clear_cache)
+        if clear_cache:
+            self._note_forced()
+
+    def _note_forced(self) -> None:
+        """What loses its cache to an update is no sign that memory is short."""
+        self._kept = set(self._in_flight)
+        self._heard().expect_forced()
+
+    def _ended(self, request_id: str) -> None:
+        self._in_flight.discard(request_id)
+        self._kept.discard(request_id)
+        if not self._kept:
+            self._heard().forget_forced()
+        if not self._in_flight:
+            self._heard().idle()
+
+    async def _wake_weights(self) -> None:
+        if self._asleep == _MEMORY:
+            await self._engine().wake_up(_MEMORY[:1])
+            self._asleep = _MEMORY[1:]
+
+    async def _resume(self) -> None:
+        """vLLM goes on by itself as soon as a sleeping engine has all of its memory again."""
+        if self._asleep:
+            await self._engine().wake_up(self._asleep)
+            self._asleep = []
+        else:
+            await self._engine().resume_generation()
 
     async def _transfer(self, publication: Publication) -> tuple[str, dict[str, float]]:
         """Every worker loads the file; what they read must be the same, and what was announced. The slowest one's seconds."""
@@ -238,7 +268,7 @@ class PolicyEngine:
         queue = await self._engine().add_request(
             f"canary-{self._canaries}", tokens_input(list(canary.token_ids)), parameters, priority=_CANARY_PRIORITY
         )
-        await self._engine().resume_generation()
+        await self._resume()
         output: Any = await queue.get()
         seen = output.prompt_logprobs.logprobs
         if len(seen) != len(canary.logprobs):
@@ -252,7 +282,7 @@ class PolicyEngine:
             if reason:
                 self._failed_updates += 1
                 await self._engine().abort(list(self._in_flight))
-                await self._engine().resume_generation()
+                await self._resume()
         finally:
             self._gate.set()
 
@@ -273,21 +303,15 @@ class PolicyEngine:
         if self._fence:
             raise EngineFenced(f"engine {self.engine_id} takes no work: {self._fence}")
 
+    def _heard(self) -> EngineLoad:
+        if self._load is None:
+            raise EngineLost(f"engine {self.engine_id} is not running")
+        return self._load
+
     def _engine(self) -> AsyncLLM:
         if self._llm is None:
             raise EngineLost(f"engine {self.engine_id} is not running")
         return self._llm
-
-
-def _executor(config: EngineConfig) -> str | None:
-    """One process less on a CPU: vLLM's default keeps scheduler and worker apart, and both spin while they wait for the other.
-
-    Measured on two cores with a tiny model: a third of the processor time per token, a start of 28 s instead of 51 s, and
-    0.8 GB less memory. vLLM insists on two processes there only in order to bind threads, which `engine_environment` turns off.
-    """
-    if config.gpus or config.tensor_parallel_size > 1:
-        return None
-    return "vllm.v1.executor.uniproc_executor.UniProcExecutor"
 
 
 def _completion(output: RequestOutput, prompt_ids: Sequence[int], engine_id: str) -> Completion:

@@ -1,4 +1,4 @@
-"""How an engine and a pool fail, as types. The first two void a group; the last ends the run."""
+"""How an engine and a pool fail, as types. The first three void a group; the last ends the run."""
 
 from __future__ import annotations
 
@@ -11,6 +11,10 @@ class EngineFenced(GroupVoided):
 
 class EngineLost(GroupVoided):
     """The engine's process is gone or does not answer."""
+
+
+class EngineDrained(GroupVoided):
+    """The engine was taken out of service before the group was done: nobody's fault, so it need not cost the group an attempt."""
 
 
 class PoolDied(Exception):

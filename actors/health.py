@@ -60,6 +60,10 @@ class EngineHealth:
         return self.state is not EngineState.DEAD
 
     @property
+    def was_drained(self) -> bool:
+        return any(state is EngineState.DRAINING for state, _ in self.history)
+
+    @property
     def last_reason(self) -> str:
         return self.history[-1][1] if self.history else "starting"
 

@@ -11,10 +11,11 @@ import ray
 from ray import ObjectRef
 from ray.exceptions import RayActorError, RayError, RayTaskError
 
-from actors.config import RolloutConfig
+from actors.config import EngineConfig, RolloutConfig
 from actors.failures import EngineFenced, EngineLost
+from actors.flow import GroupWindow
 from actors.health import EngineHealth
-from actors.messages import GroupRequest, GroupSummary, GroupVoided
+from actors.messages import Examined, GroupRequest, GroupSummary, GroupVoided
 from actors.rollout import RolloutActor
 from retrieval_service.config import RetrievalConfig
 from trajectories.publication import Publication, WeightAck
@@ -33,38 +34,50 @@ class PoolMember:
         self.created = time.monotonic()
         self.health = EngineHealth(f"engine-{slot}.{incarnation}")
         self.version: WeightVersion | None = None
-        self.groups = 0
+        self.node_id = ""  # until it is placed
+        self.asleep = False
+        # Twice what an engine decodes at once: some episodes always wait for a search or for their reward.
+        self.window = GroupWindow(2 * config.engine.max_num_seqs // config.group_size)
+        self.tokens = 0.0  # in flight, estimated
+        self.served: set[str] = set()  # questions, under the version that it has
+        self.kv_use = 0.0  # as its last finished group saw it
         self._config = config
-        engine = config.engine
         # Never restarted by Ray: a restarted actor would have lost its weights and look as if nothing had happened.
         self.actor: Any = (
-            ray.remote(RolloutActor)
-            .options(
-                max_restarts=0,
-                max_task_retries=0,
-                num_cpus=1 if engine.gpus else engine.cpu_threads,
-                num_gpus=engine.gpus * engine.tensor_parallel_size,
-            )
-            .remote()
+            ray.remote(RolloutActor).options(max_restarts=0, max_task_retries=0, **_resources(config.engine)).remote()
         )
 
     async def start(self, model_dir: str, retrieval_handle: Any, retrieval_config: RetrievalConfig) -> None:
+        # Placement first, with its own deadline: a node that the cluster still has to start must not cost the engine its time.
+        placed_within_s = self._config.engine.start_timeout_s
+        if self._config.autoscale is not None:
+            placed_within_s = max(placed_within_s, self._config.autoscale.pending_timeout_s)
+        self.node_id = await self._answer(self.actor.node_id.remote(), placed_within_s)
         arguments = (model_dir, self._config.engine, self.health.engine_id, retrieval_handle, retrieval_config, self._config)
         await self._answer(self.actor.start.remote(*arguments), self._config.engine.start_timeout_s)
 
     async def update(self, publication: Publication) -> WeightAck:
         ack: WeightAck = await self._answer(self.actor.update.remote(publication), self._config.update_timeout_s)
-        self.version = publication.version if ack.ok else None
+        self.version, self.asleep = publication.version if ack.ok else None, False
+        self.served.clear()  # and with the old weights went every cached prompt
         return ack
 
+    async def sleep(self) -> None:
+        self.asleep = True
+        await self._answer(self.actor.sleep.remote(), self._config.update_timeout_s)
+
+    async def wake(self) -> None:
+        await self._answer(self.actor.wake.remote(), self._config.update_timeout_s)
+
     async def run_group(self, request: GroupRequest) -> tuple[GroupSummary, ObjectRef]:
+        """Without a deadline, as `examine` is: the pool keeps the leases."""
         summary_ref, table_ref = self.actor.run_group.options(num_returns=2).remote(request)
-        summary: GroupSummary = await self._answer(summary_ref, self._config.group_timeout_s)
+        summary: GroupSummary = await self._answer(summary_ref, None)
         return summary, table_ref
 
-    async def examine(self, requests: list[GroupRequest]) -> list[GroupSummary]:
-        summaries: list[GroupSummary] = await self._answer(self.actor.examine.remote(requests), self._config.group_timeout_s)
-        return summaries
+    async def examine(self, requests: list[GroupRequest]) -> list[tuple[GroupSummary, list[Examined]]]:
+        answered: list[tuple[GroupSummary, list[Examined]]] = await self._answer(self.actor.examine.remote(requests), None)
+        return answered
 
     async def ping(self) -> dict[str, Any]:
         answer: dict[str, Any] = await self._answer(self.actor.ping.remote(), self._config.ping_timeout_s)
@@ -79,7 +92,7 @@ class PoolMember:
         """The engine's processes watch the actor's and end with it."""
         ray.kill(self.actor, no_restart=True)
 
-    async def _answer(self, ref: ObjectRef, timeout_s: float) -> Any:
+    async def _answer(self, ref: ObjectRef, timeout_s: float | None) -> Any:
         engine_id = self.health.engine_id
         try:
             return await asyncio.wait_for(_awaited(ref), timeout_s)
@@ -97,6 +110,20 @@ class PoolMember:
             raise EngineLost(f"engine lost: {engine_id}: {_first_line(error)}") from None
         except RayError as error:
             raise GroupVoided(f"engine {engine_id}: {type(error).__name__}: {_first_line(error)}") from error
+
+
+def _resources(engine: EngineConfig) -> dict[str, Any]:
+    """What the scheduler counts for one engine.
+
+    An actor's resources always lie on one node, and vLLM starts its tensor-parallel workers there as processes of its own: so one
+    bundle is enough, and no placement group has anything to pack. Several engines share a node as far as its resources reach.
+    """
+    workers = engine.tensor_parallel_size
+    return {
+        "num_cpus": engine.cpu_threads * workers if engine.on_cpu else 1,
+        "num_gpus": engine.gpus * workers,
+        "resources": engine.resources,
+    }
 
 
 async def _awaited(ref: ObjectRef) -> Any:

@@ -13,7 +13,10 @@ from trajectories.schema import WeightVersion
 
 @dataclass(frozen=True, slots=True)
 class GroupRequest:
-    """Roll out `n` episodes of one question. `temperature` 0 is greedy."""
+    """Roll out `n` episodes of one question. `temperature` 0 is greedy.
+
+    `temperatures` is a ladder: episode i samples at `temperatures[i % len]`; where it is empty, all sample at `temperature`.
+    """
 
     run_id: str
     group_id: str
@@ -25,6 +28,7 @@ class GroupRequest:
     seed: int
     budget: EpisodeBudget
     recipe: RewardRecipe
+    temperatures: tuple[float, ...] = ()
 
 
 class DroppedSample(NamedTuple):
@@ -56,6 +60,31 @@ class GroupSummary:
     generate_s: float = 0.0
     search_s: float = 0.0
     dropped_samples: list[DroppedSample] = field(default_factory=list)
+    kv_use: float = 0.0  # the fullest that the engine's memory was since a group ended there before, 0 to 1
+    preemptions: int = 0  # of the engine since it started: requests that had to give up their memory to others
+
+
+@dataclass(frozen=True, slots=True)
+class Examined:
+    """One episode of an evaluation, judged by rule. Every figure of an evaluation is made of these records."""
+
+    question_id: str
+    sample: int  # which of the question's episodes, from 0
+    answer: str
+    correct: bool
+    exact: bool  # the words of the gold answer or of an alias, and no others
+    f1: float  # of the answer's words, 0 to 1
+    finish: str
+    searches: int
+    retrieved: tuple[str, ...]  # ids of the documents that its searches brought
+    cited: tuple[str, ...]  # those of them that its thinking restates
+    retrieved_levels: tuple[int, ...]  # where known
+    cited_levels: tuple[int, ...]
+    model_tokens: int
+    document_tokens: int
+    confidence: float | None  # mean log-probability of the answer's tokens; None without an answer, or where nobody told it
+    version: str  # of the newest weights that sampled it
+    seconds: float  # of sampling and searching
 
 
 class GroupVoided(Exception):

@@ -4,15 +4,18 @@
           start                 acked the newest weights
  JOINING ───────▶ STALE ────────────────────────────────▶ HEALTHY ── lease over ──▶ SUSPECT ── ping answers ──▶ STALE
     │               ▲ └ refused twice ─▶ DEAD                │  │                       └ no answer ─▶ DEAD
-    └ failed ─▶ DEAD└──────────── refused new weights ───────┘  └ scaled down ─▶ DRAINING ─ empty ─▶ DEAD
+    └ failed ─▶ DEAD└──────────── refused new weights ───────┘  └ dismissed ─▶ DRAINING ─ empty, or too late ─▶ DEAD
  DEAD: the group is voided, and a replacement with a new id starts in the same slot while the slot has restarts left
 ```
 
 | who waits | for what | is unblocked by |
 |---|---|---|
-| `run_group` | a HEALTHY engine with room | a refit, another group's end; `PoolDied` once no slot can come back |
+| `run_group` | a HEALTHY engine with room in its window | a refit, another group's end; `PoolDied` once no slot can come back |
 | `update` | every HEALTHY engine's ack, or its deadline | engines; without one ack: a replacement, or `PoolDied` |
 | a joining engine | its own start and refit, repeated until no newer publication arrived meanwhile | itself |
+| `drain` | the engine's last group, or its deadline | groups ending; what is left then is voided (`EngineDrained`) |
+| `sleep` | engines that start or are refitted; then every engine that works, to stop | engines, or their deadline |
+| everybody, between `sleep` and `update` | the learner | `update` |
 
 Plain Ray handles, not RLlib's FaultTolerantActorManager: that one calls a restarted actor healthy though its weights are reset.
 """
@@ -20,28 +23,30 @@ Plain Ray handles, not RLlib's FaultTolerantActorManager: that one calls a resta
 from __future__ import annotations
 
 import asyncio
-import time
-from collections.abc import Awaitable, Callable, Coroutine
-from typing import Any, TypeVar
+from collections import Counter
+from collections.abc import Awaitable, Callable
+from typing import Any, NoReturn, TypeVar
 
 from ray import ObjectRef
 
+from actors.balancing import Candidate, Employed, TokenEstimate, choose, first_to_go
 from actors.config import RolloutConfig
-from actors.failures import EngineFenced, EngineLost, PoolDied
+from actors.failures import EngineDrained, EngineFenced, EngineLost, PoolDied
 from actors.health import EngineState
+from actors.lease import Leases
 from actors.member import PoolMember
-from actors.messages import GroupRequest, GroupSummary, GroupVoided
+from actors.messages import Examined, GroupRequest, GroupSummary, GroupVoided
+from actors.roster import Roster
+from actors.signals import PoolSignals
 from retrieval_service.config import RetrievalConfig
 from trajectories.publication import Publication, WeightAck
-
-# An engine that lived this long died of something else than its predecessors: the slot may be restarted as often as a new one.
-_STEADY_S = 900
+from trajectories.schema import WeightVersion
 
 T = TypeVar("T")
 
 
 class RolloutPool:
-    """Lives in the driver's event loop and holds all of its state there; no locks are needed beyond the one around `update`."""
+    """Lives in the driver's event loop and holds all of its state there; no locks are needed beyond the one around updates."""
 
     def __init__(
         self,
@@ -52,245 +57,253 @@ class RolloutPool:
     ) -> None:
         """`on_ack` hears every engine's answer to every publication, refits and replacements included."""
         self._config = config
-        self._on_ack = on_ack
-        self._retrieval = (retrieval_handle, retrieval_config)
-        self._members: dict[int, PoolMember] = {}  # by slot; a replacement takes the slot over
-        self._joining: dict[int, asyncio.Task[None]] = {}
-        self._background: set[asyncio.Task[None]] = set()
-        self._changed = asyncio.Condition()
-        self._updating = asyncio.Lock()
-        self._model_dir = ""
-        self._publication: Publication | None = None
-        self._published = asyncio.Event()
-        self._stopping = False
-        # Twice what an engine decodes at once: some episodes always wait for a search or for their reward.
-        self._groups_per_engine = max(1, 2 * config.engine.max_num_seqs // config.group_size)
+        self._roster = Roster(config, (retrieval_handle, retrieval_config), on_ack)
+        self._leases = Leases()
+        self._estimate = TokenEstimate()
+        self._waiting = 0
 
     async def start(self, model_dir: str, publication: Publication | Awaitable[Publication]) -> None:
         """Starts every engine in parallel and proves `publication` on each; returns when none of them is still joining.
 
         A publication that is still to come (the learner starts as well) is awaited while the engines start.
         """
-        self._model_dir = model_dir
-        for slot in range(self._config.num_engines):
-            self._join(slot)
-        self._publication = publication if isinstance(publication, Publication) else await publication
-        self._published.set()
-        await asyncio.gather(*self._joining.values())
-        if not self._healthy():
-            raise self._died()
+        roster = self._roster
+        roster.model_dir = model_dir
+        roster.join_more(self._config.num_engines)
+        roster.publication = publication if isinstance(publication, Publication) else await publication
+        roster.published.set()
+        await asyncio.gather(*roster.joining.values())
+        if not roster.healthy():
+            raise roster.died()
 
-    async def run_group(self, request: GroupRequest) -> tuple[GroupSummary, ObjectRef]:
-        """The group's summary, and a reference to its Arrow table. Raises `GroupVoided` with the reason when it fails."""
-        return await self._on_an_engine(f"group {request.group_id}", lambda member: member.run_group(request))
+    async def run_group(
+        self, request: GroupRequest, on_start: Callable[[str], None] = lambda engine_id: None
+    ) -> tuple[GroupSummary, ObjectRef]:
+        """The group's summary, and a reference to its Arrow table. Raises `GroupVoided` with the reason when it fails.
 
-    async def examine(self, requests: list[GroupRequest]) -> list[GroupSummary]:
-        """The summaries of several small groups, which one engine rolls out together; fails as `run_group` does."""
-        return await self._on_an_engine(f"{len(requests)} questions", lambda member: member.examine(requests))
+        `on_start` hears which engine it went to, at the moment it does: until then the group has no age.
+        """
 
-    async def _on_an_engine(self, what: str, work: Callable[[PoolMember], Awaitable[T]]) -> T:
-        member = await self._reserve()
+        async def run(member: PoolMember) -> tuple[list[GroupSummary], ObjectRef]:
+            on_start(member.health.engine_id)
+            summary, table = await member.run_group(request)
+            return [summary], table
+
+        summaries, table = await self._on_an_engine([request], run)
+        return summaries[0], table
+
+    async def examine(self, requests: list[GroupRequest]) -> list[Examined]:
+        """The episodes of several small groups, in order, which one engine rolls out together; fails as `run_group` does."""
+
+        async def run(member: PoolMember) -> tuple[list[GroupSummary], list[Examined]]:
+            answered = await member.examine(requests)
+            return [summary for summary, _ in answered], [record for _, records in answered for record in records]
+
+        return (await self._on_an_engine(requests, run))[1]
+
+    async def _on_an_engine(
+        self, requests: list[GroupRequest], work: Callable[[PoolMember], Awaitable[tuple[list[GroupSummary], T]]]
+    ) -> tuple[list[GroupSummary], T]:
+        tokens = self._estimate.of(sum(request.n for request in requests))
+        member = await self._reserve(requests, tokens)
+        began_under, ended = member.version, []
         try:
-            return await work(member)
+            async with self._leases.lease(self._config.group_timeout_s):
+                summaries, more = await work(member)
+            self._verify(member, began_under, requests, summaries)
+            ended = summaries
+            self._learn(member, requests, summaries)
         except TimeoutError:
+            what = f"group {requests[0].group_id}" if len(requests) == 1 else f"{len(requests)} questions"
             reason = f"lease over: {member.health.engine_id} had {what} for {self._config.group_timeout_s:g} s"
-            self._suspect(member, reason)
+            self._roster.suspect(member, reason)
             raise GroupVoided(reason) from None
         except EngineFenced as error:
-            self._refit_later(member, str(error))
+            self._roster.refit_later(member, str(error))
             raise
         except EngineLost as error:
-            self._replace(member, str(error))
-            raise
+            self._lost(member, error)
+        else:
+            return summaries, more
         finally:
-            member.groups -= 1
-            await self._notify()
+            member.tokens = max(0.0, member.tokens - tokens)
+            if ended:
+                member.kv_use = max(summary.kv_use for summary in ended)
+                member.window.end(member.kv_use, max(summary.preemptions for summary in ended))
+            else:
+                member.window.end()
+            await self._roster.notify()
+
+    def _lost(self, member: PoolMember, error: EngineLost) -> NoReturn:
+        if member.health.was_drained:
+            raise EngineDrained(f"{member.health.engine_id}: {member.health.last_reason}") from error
+        self._roster.replace(member, str(error))
+        raise error
+
+    def _verify(
+        self,
+        member: PoolMember,
+        began_under: WeightVersion | None,
+        requests: list[GroupRequest],
+        summaries: list[GroupSummary],
+    ) -> None:
+        """An engine whose answer contradicts its acks is not refitted but replaced: its own account of itself is worth nothing."""
+        newest = self._roster.publication.version if self._roster.publication else None
+        for request, summary in zip(requests, summaries, strict=True):
+            wrong = ""
+            if (summary.group_id, summary.attempt) != (request.group_id, request.attempt):
+                wrong = f"answered {summary.group_id}.{summary.attempt} when asked for {request.group_id}.{request.attempt}"
+            elif began_under is not None and summary.oldest < began_under:
+                wrong = f"sampled group {request.group_id} under {summary.oldest} although it had acked {began_under}"
+            elif newest is not None and summary.newest > newest:
+                wrong = f"sampled group {request.group_id} under {summary.newest}, which was never published"
+            if wrong:
+                self._roster.replace(member, wrong)
+                raise GroupVoided(f"engine {member.health.engine_id} {wrong}")
+
+    def _learn(self, member: PoolMember, requests: list[GroupRequest], summaries: list[GroupSummary]) -> None:
+        """What a finished group says about those to come."""
+        for request, summary in zip(requests, summaries, strict=True):
+            episodes = len(summary.rewards)
+            self._estimate.observe(summary.prompt_tokens + summary.model_tokens + summary.document_tokens, episodes)
+            if summary.newest == member.version:
+                member.served.add(request.question.id)
 
     async def update(self, publication: Publication) -> list[WeightAck]:
-        """Brings new weights to every engine that works; those that join or are refitted meanwhile follow by themselves."""
-        async with self._updating:
-            self._publication = publication
-            acks = list(await asyncio.gather(*(self._update_member(member, publication) for member in self._healthy())))
-            await self._notify()
+        """Brings new weights to every engine that works; those that join or are refitted meanwhile follow by themselves.
+
+        Ends what `sleep` began.
+        """
+        roster = self._roster
+        async with roster.updating:
+            roster.publication = publication
+            alive = [member for member in roster.members.values() if member.health.alive]
+            members = [member for member in alive if member.health.takes_work or member.asleep]
+            acks = list(await asyncio.gather(*(roster.update(member, publication) for member in members)))
+            roster.awake.set()
+            self._leases.go_on()
+            await roster.notify()
             if not any(ack.ok for ack in acks):
                 if any(ack.seconds for ack in acks):  # an engine that lives and answers refuses it: another one would, too
                     raise PoolDied("; ".join(f"{ack.engine_id} refused {ack.version}: {ack.reason}" for ack in acks))
                 await self._until_healthy()
             return acks
 
-    def states(self) -> dict[str, str]:
-        return {member.health.engine_id: member.health.state.value for member in self._members.values()}
+    # --- the learner has the hardware
+
+    async def sleep(self) -> None:
+        """No engine samples, and on GPUs none holds memory, until the next `update`. Groups in hand are kept, leases stand still."""
+        roster = self._roster
+        async with roster.updating:
+            roster.awake.clear()
+            self._leases.stop_clock()
+            await roster.settled()
+            members = [member for member in roster.members.values() if member.health.alive]
+            await asyncio.gather(*(roster.or_replaced(member, member.sleep()) for member in members))
+
+    async def wake(self) -> None:
+        """The learner has given its memory back: engines take that of their weights, for the `update` to fill."""
+        members = [member for member in self._roster.members.values() if member.asleep and member.health.alive]
+        await asyncio.gather(*(self._roster.or_replaced(member, member.wake()) for member in members))
+
+    # --- how many engines
 
     async def scale(self, num_engines: int) -> None:
-        """Adds engines (they join in the background) or drains the last ones: they finish their groups, then end."""
-        for slot in range(num_engines):
-            if slot not in self._members:
-                self._join(slot)
-        for slot in [slot for slot in self._members if slot >= num_engines]:
-            self._spawn(self._drain(self._members[slot]))
-        await self._notify()
+        """Adds engines (they join in the background), or lets those go that have the least to lose: they finish their groups."""
+        roster = self._roster
+        staying = roster.staying()
+        roster.join_more(num_engines - len(staying))
+        for slot in first_to_go([self._employed(slot) for slot in staying], len(staying) - num_engines):
+            if member := roster.dismiss(slot, "scaled down"):
+                roster.spawn(roster.drained(member))
+        await roster.notify()
+
+    def _employed(self, slot: int) -> Employed:
+        member = self._roster.members.get(slot)
+        if member is None or not member.health.alive:
+            return Employed(slot, EngineState.JOINING, 0.0)
+        return Employed(slot, member.health.state, member.tokens)
+
+    async def drain(self, engine_id: str, deadline_s: float) -> None:
+        """Takes one engine out of service. What it has not finished by the deadline comes back as `EngineDrained`."""
+        known = {member.health.engine_id: member for member in self._roster.members.values()}
+        if engine_id not in known:
+            raise ValueError(f"drain: there is no engine {engine_id!r}; there are {', '.join(sorted(known)) or 'none'}")
+        if member := self._roster.dismiss(known[engine_id].slot, "drained on request"):
+            await self._roster.notify()
+            await self._roster.drained(member, deadline_s)
 
     async def stop(self) -> None:
         """Ends every engine; groups in flight are lost with them."""
-        self._stopping = True
-        tasks = [*self._background, *self._joining.values()]
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-        await asyncio.gather(*(self._end(member, "the pool stops") for member in self._members.values() if member.health.alive))
-        await self._notify()
+        await self._roster.stop()
+
+    # --- what it says of itself
+
+    def states(self) -> dict[str, str]:
+        return {member.health.engine_id: member.health.state.value for member in self._roster.members.values()}
+
+    def nodes(self) -> dict[str, str]:
+        """Node by engine, of those that are placed and live."""
+        placed = [member for member in self._roster.members.values() if member.node_id and member.health.alive]
+        return {member.health.engine_id: member.node_id for member in placed}
+
+    def signals(self) -> PoolSignals:
+        """Of this moment; asks no engine."""
+        members, healthy = self._roster.members.values(), self._roster.healthy()
+        states = Counter(member.health.state for member in members)
+        joining = {*self._roster.joining} | {member.slot for member in members if member.health.state is EngineState.STALE}
+        return PoolSignals(
+            healthy=len(healthy),
+            joining=len(joining),
+            draining=states[EngineState.DRAINING],
+            suspect=states[EngineState.SUSPECT],
+            groups_running=sum(member.window.in_hand for member in members),
+            groups_waiting=self._waiting,
+            room=sum(member.window.room for member in healthy),
+            kv_use=sum(member.kv_use for member in healthy if member.window.in_hand) / max(1, len(healthy)),
+        )
+
+    async def activity(self) -> dict[str, int]:
+        """Episodes by what they wait for, over all engines that have started; those that do not answer are counted as silent."""
+        started = [m for m in self._roster.members.values() if m.health.alive and m.health.state is not EngineState.JOINING]
+        answers = await asyncio.gather(*(member.ping() for member in started), return_exceptions=True)
+        total: Counter[str] = Counter(generating=0, searching=0, scoring=0, silent=0)
+        for answer in answers:
+            if isinstance(answer, (TimeoutError, GroupVoided)):
+                total["silent"] += 1
+            elif isinstance(answer, BaseException):
+                raise answer
+            else:
+                total.update(answer.get("activity", {}))
+        return dict(total)
 
     # --- which engine gets a group
 
-    async def _reserve(self) -> PoolMember:
-        async with self._changed:
-            await self._changed.wait_for(lambda: self._stopping or self._with_room() or not self._recoverable())
-            free = self._with_room()
-            if self._stopping or not free:
-                raise self._died()
-            member = min(free, key=lambda candidate: candidate.groups)
-            member.groups += 1
-            return member
-
-    async def _until_healthy(self) -> None:
-        async with self._changed:
-            await self._changed.wait_for(lambda: self._stopping or bool(self._healthy()) or not self._recoverable())
-            if not self._healthy():
-                raise self._died()
-
-    async def _notify(self) -> None:
-        async with self._changed:
-            self._changed.notify_all()
-
-    def _healthy(self) -> list[PoolMember]:
-        return [member for member in self._members.values() if member.health.takes_work]
+    async def _reserve(self, requests: list[GroupRequest], tokens: float) -> PoolMember:
+        roster = self._roster
+        self._waiting += 1
+        try:
+            async with roster.changed:
+                await roster.changed.wait_for(lambda: roster.stopping or self._with_room() or not roster.recoverable())
+                free = self._with_room()
+                if roster.stopping or not free:
+                    raise roster.died()
+                asked = {request.question.id for request in requests}
+                member = free[choose([Candidate(each.tokens, asked <= each.served) for each in free], tokens)]
+                member.window.begin()
+                member.tokens += tokens
+                return member
+        finally:
+            self._waiting -= 1
 
     def _with_room(self) -> list[PoolMember]:
-        return [member for member in self._healthy() if member.groups < self._groups_per_engine]
+        if not self._roster.awake.is_set():
+            return []
+        return [member for member in self._roster.healthy() if member.window.room]
 
-    def _recoverable(self) -> bool:
-        return any(member.health.alive for member in self._members.values()) or bool(self._joining)
-
-    def _died(self) -> PoolDied:
-        reasons = "; ".join(f"{m.health.engine_id}: {m.health.last_reason}" for m in self._members.values())
-        return PoolDied(f"no engine can take work ({reasons or 'none was started'})")
-
-    # --- joining, and weights
-
-    def _join(self, slot: int, incarnation: int = 0, failures: int = 0) -> None:
-        task = asyncio.create_task(self._join_until_healthy(slot, incarnation, failures))
-        self._joining[slot] = task
-        task.add_done_callback(lambda ended: self._joining.pop(slot, None) if self._joining.get(slot) is ended else None)
-
-    async def _join_until_healthy(self, slot: int, incarnation: int, failures: int) -> None:
-        for failed in range(failures, self._config.max_engine_restarts + 1):
-            member = self._members[slot] = PoolMember(slot, incarnation + failed - failures, failed, self._config)
-            try:
-                await member.start(self._model_dir, *self._retrieval)
-                await self._published.wait()
-                if member.health.state is EngineState.JOINING:  # it may have been drained meanwhile
-                    member.health.move(EngineState.STALE, "started")
-                    await self._refit(member)
-                break
-            except TimeoutError:
-                self._bury(member, f"not ready after {self._config.engine.start_timeout_s:g} s; has the cluster room for it?")
-            except GroupVoided as error:
-                self._bury(member, f"did not join: {error}")
-        self._joining.pop(slot, None)
-        await self._notify()
-
-    async def _refit(self, member: PoolMember) -> None:
-        """STALE → HEALTHY. Repeats while newer weights are published during the refit."""
-        while (publication := self._publication) is not None and member.version != publication.version:
-            ack = await self._told(member, publication)
-            if not ack.ok:
-                raise EngineLost(f"engine {member.health.engine_id} refused {publication.version}: {ack.reason}")
-        if member.health.state is EngineState.STALE:
-            member.health.move(EngineState.HEALTHY, f"acked {member.version}")
-
-    async def _update_member(self, member: PoolMember, publication: Publication) -> WeightAck:
-        """One engine's ack; a refusal is tried once more, because a refused engine is fenced but whole."""
-        engine_id = member.health.engine_id
-        try:
-            ack = await self._told(member, publication)
-            if not ack.ok:
-                self._fence(member, ack.reason)
-                ack = await self._told(member, publication)
-        except (TimeoutError, GroupVoided) as error:
-            reason = str(error) or f"no ack within {self._config.update_timeout_s:g} s"
-            self._replace(member, reason)
-            return WeightAck(engine_id, publication.version, False, "", float("nan"), reason)
-        if not ack.ok:
-            self._replace(member, f"refused {publication.version} twice: {ack.reason}")
-        elif member.health.state is EngineState.STALE:
-            member.health.move(EngineState.HEALTHY, f"acked {publication.version}")
-        return ack
-
-    async def _told(self, member: PoolMember, publication: Publication) -> WeightAck:
-        ack = await member.update(publication)
-        self._on_ack(ack)
-        return ack
-
-    # --- failures
-
-    def _fence(self, member: PoolMember, reason: str) -> None:
-        if member.health.state is EngineState.HEALTHY:
-            member.health.move(EngineState.STALE, reason)
-
-    def _refit_later(self, member: PoolMember, reason: str) -> None:
-        """The engine refused a group: its weights are not proved. While an update runs, that update settles it."""
-        if member.health.state is EngineState.HEALTHY and not self._updating.locked():
-            self._fence(member, reason)
-            self._spawn(self._recover(member))
-
-    def _suspect(self, member: PoolMember, reason: str) -> None:
-        if member.health.state is EngineState.HEALTHY:
-            member.health.move(EngineState.SUSPECT, reason)
-            self._spawn(self._recover(member))
-
-    async def _recover(self, member: PoolMember) -> None:
-        """SUSPECT or STALE → HEALTHY, or replaced."""
-        try:
-            await member.ping()
-            if member.health.may(EngineState.STALE):
-                member.health.move(EngineState.STALE, "answered a ping")
-            member.version = None  # prove it again: it may have been fenced
-            await self._refit(member)
-        except (TimeoutError, GroupVoided) as error:
-            self._replace(member, f"did not recover: {error or 'no answer'}")
-        await self._notify()
-
-    def _replace(self, member: PoolMember, reason: str) -> None:
-        if self._members.get(member.slot) is not member or not member.health.alive:
-            return  # somebody else has seen it die
-        draining = member.health.state is EngineState.DRAINING
-        self._bury(member, reason)
-        if not draining and not self._stopping:
-            steady = time.monotonic() - member.created > _STEADY_S
-            self._join(member.slot, member.incarnation + 1, 0 if steady else member.failures + 1)
-
-    def _bury(self, member: PoolMember, reason: str) -> None:
-        if member.health.alive:
-            member.health.move(EngineState.DEAD, reason)
-            member.kill()
-
-    async def _drain(self, member: PoolMember) -> None:
-        if not member.health.may(EngineState.DRAINING):
-            return
-        member.health.move(EngineState.DRAINING, "scaled down")
-        async with self._changed:
-            await self._changed.wait_for(lambda: member.groups == 0 or not member.health.alive)
-        await self._end(member, "drained")
-        if self._members.get(member.slot) is member:
-            del self._members[member.slot]
-        await self._notify()
-
-    async def _end(self, member: PoolMember, reason: str) -> None:
-        await member.stop()
-        if member.health.alive:
-            member.health.move(EngineState.DEAD, reason)
-
-    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
-        task = asyncio.create_task(work)
-        self._background.add(task)  # the event loop itself keeps only weak references
-        task.add_done_callback(self._background.discard)
+    async def _until_healthy(self) -> None:
+        roster = self._roster
+        async with roster.changed:
+            await roster.changed.wait_for(lambda: roster.stopping or bool(roster.healthy()) or not roster.recoverable())
+            if not roster.healthy():
+                raise roster.died()

@@ -12,10 +12,12 @@ import pyarrow as pa
 from actors.config import EngineConfig, RolloutConfig
 from actors.engine import PolicyEngine
 from actors.episodes import EpisodeRunner
+from actors.examining import examined
 from actors.failures import EngineLost
-from actors.messages import GroupRequest, GroupSummary, GroupVoided
+from actors.messages import Examined, GroupRequest, GroupSummary, GroupVoided
 from actors.scoring import Scored, Scorer
-from actors.tokens import EpisodeTokenizer
+from actors.tokens import EpisodeTokenizer, TagReader
+from actors.tools import Tool, build_tools, close_tools
 from retrieval_service.config import RetrievalConfig
 from retrieval_service.types import RetrievalError, SearchQuery, SearchResult
 from rewards.config import RewardRecipe
@@ -34,8 +36,17 @@ class RolloutActor:
         self._engine: PolicyEngine | None = None
         self._runner: EpisodeRunner | None = None
         self._scorer: Scorer | None = None
+        self._tools: dict[str, Tool] = {}
+        self._tags: TagReader | None = None
         self._config = RolloutConfig()
         self._groups = 0
+        self._scoring = 0  # episodes
+
+    async def node_id(self) -> str:
+        """Of the node that it was placed on."""
+        import ray
+
+        return str(ray.get_runtime_context().get_node_id())
 
     async def start(
         self,
@@ -47,17 +58,21 @@ class RolloutActor:
         rollout_config: RolloutConfig,
     ) -> None:
         """Starts the engine; it still has no weights that it would sample from. Without a handle every search fails."""
-        tokenizer = EpisodeTokenizer.from_folder(model_dir)
+        tokenizer = EpisodeTokenizer.from_folder(model_dir, tools=bool(rollout_config.tools))
+        searcher = searcher_for(retrieval_handle, retrieval_config)
+        self._tools = build_tools(rollout_config.tools, searcher, tokenizer)
         self._config = rollout_config
         self._scorer = Scorer(rollout_config.judge)
-        self._engine = PolicyEngine(engine_id, engine_config, rollout_config.canary_tolerance)
+        self._tags = tokenizer.tags
+        self._engine = PolicyEngine(engine_id, engine_config, rollout_config.canary_tolerance, sleeps=rollout_config.colocated)
         await self._engine.start(model_dir, needs_text=bool(tokenizer.tags.stop_strings))
         self._runner = EpisodeRunner(
             self._engine,
             tokenizer,
-            _searcher(retrieval_handle, retrieval_config),
+            searcher,
             retrieval_config.mode,
             engine_config.max_model_len,
+            self._tools,
         )
 
     async def run_group(self, request: GroupRequest) -> tuple[GroupSummary, pa.Table]:
@@ -72,42 +87,72 @@ class RolloutActor:
             self._groups -= 1
         return _summary(request, self._engine, scored), table
 
-    async def examine(self, requests: list[GroupRequest]) -> list[GroupSummary]:
-        """Several questions in one call, without Arrow rows: an evaluation wants scores, and its groups are too small to travel alone."""
-        if self._runner is None or self._engine is None:
+    async def examine(self, requests: list[GroupRequest]) -> list[tuple[GroupSummary, list[Examined]]]:
+        """Several questions in one call, without Arrow rows: an evaluation wants records, and its groups are too small to travel alone."""
+        if self._runner is None or self._engine is None or self._tags is None:
             raise EngineLost("the rollout actor was not started")
         rolled = await asyncio.gather(*map(self._runner.run, requests))
         scored = await asyncio.gather(
             *(self._scored(request, EXAMINATION, episodes) for request, episodes in zip(requests, rolled, strict=True))
         )
-        return [_summary(request, self._engine, each) for request, each in zip(requests, scored, strict=True)]
+        records = await asyncio.to_thread(_examined, requests, scored, self._tags)
+        summaries = [_summary(request, self._engine, each) for request, each in zip(requests, scored, strict=True)]
+        return list(zip(summaries, records, strict=True))
 
     async def _scored(self, request: GroupRequest, recipe: RewardRecipe, episodes: list[Episode]) -> Scored:
         assert self._scorer is not None, "it starts with the engine"
+        self._scoring += len(episodes)
         try:
             async with asyncio.timeout(self._config.reward_timeout_s):
                 return await self._scorer.score(request, recipe, episodes)
         except TimeoutError:
             raise GroupVoided(f"rewards of group {request.group_id} took over {self._config.reward_timeout_s:g} s") from None
+        finally:
+            self._scoring -= len(episodes)
 
     async def update(self, publication: Publication) -> WeightAck:
         if self._engine is None:
             raise EngineLost("the rollout actor was not started")
         return await self._engine.update(publication)
 
+    async def sleep(self) -> None:
+        """Samples nothing until the next update."""
+        if self._engine is not None:
+            await self._engine.sleep()
+
+    async def wake(self) -> None:
+        """Takes the memory of its weights back; the next update ends the sleep."""
+        if self._engine is not None:
+            await self._engine.wake()
+
     async def ping(self) -> dict[str, Any]:
-        """Answers only while the engine process lives."""
-        if self._engine is None:
-            return {"engine_id": "", "version": "", "groups": 0, "pid": os.getpid()}
+        """What it does, in episodes and by its engine's own count; answers only while the engine process lives."""
+        answer: dict[str, Any] = {"engine_id": "", "version": "", "groups": self._groups, "pid": os.getpid()}
+        if self._engine is None or self._runner is None:
+            return answer
         self._engine.raise_if_lost()
+        doing = self._runner.activity
+        activity = {"generating": doing["generating"], "searching": doing["searching"], "scoring": self._scoring}
         version = str(self._engine.version or "")
-        return {"engine_id": self._engine.engine_id, "version": version, "groups": self._groups, "pid": os.getpid()}
+        return answer | self._engine.load() | {"engine_id": self._engine.engine_id, "version": version, "activity": activity}
 
     async def stop(self) -> None:
+        await close_tools(self._tools)
         if self._scorer is not None:
             await self._scorer.close()
         if self._engine is not None:
             self._engine.stop()
+
+
+def _examined(requests: list[GroupRequest], scored: list[Scored], tags: TagReader) -> list[list[Examined]]:
+    """Runs in a thread: reading and decoding long episodes must not hold up those that are still sampled."""
+    return [
+        [
+            examined(request.question, episode, score, sample, tags)
+            for sample, (episode, score) in enumerate(zip(each.episodes, each.scores, strict=True))
+        ]
+        for request, each in zip(requests, scored, strict=True)
+    ]
 
 
 def _summary(request: GroupRequest, engine: PolicyEngine, scored: Scored) -> GroupSummary:
@@ -141,6 +186,8 @@ def _summary(request: GroupRequest, engine: PolicyEngine, scored: Scored) -> Gro
         generate_s=sum(episode.generate_s for episode in episodes),
         search_s=sum(episode.search_s for episode in episodes),
         dropped_samples=scored.dropped,
+        kv_use=engine.take_peak(),
+        preemptions=int(engine.load()["preemptions"]),
     )
 
 
@@ -151,7 +198,7 @@ class _NoRetrieval:
         raise RetrievalError(f"this run has no retrieval service, but a phase allows the search {query.query!r}")
 
 
-def _searcher(handle: Any, config: RetrievalConfig) -> Any:
+def searcher_for(handle: Any, config: RetrievalConfig) -> Any:
     if handle is None:
         return _NoRetrieval()
     from retrieval_service.client import RetrievalClient

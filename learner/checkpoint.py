@@ -28,6 +28,7 @@ from learner.tensor_files import Entry, TensorFiles, write_tensors
 from learner.trainer import PolicyTrainer
 
 WEIGHTS, MOMENTS, STEP = "weights", ("exp_avg", "exp_avg_sq"), "step"
+REFERENCE = "reference"
 RANDOM, RANDOM_ON_GPU = "random_state", "random_state_gpu"
 
 
@@ -57,7 +58,11 @@ class CheckpointWriter:
             for name, copy in self._copy.items()
             if len(copy) and (trainer.rank == 0 or not rows[name].common)  # a rank may hold no row of a small tensor
         ]
-        state = describe(trainer) | {"ranks": trainer.ranks}
+        state = describe(trainer) | {
+            "ranks": trainer.ranks,
+            "skipped_in_a_row": trainer.skipped_in_a_row,
+            "reference_moved": trainer.reference_moved,
+        }
         self._thread = Thread(target=self._write, args=(folder, trainer.rank, entries, state), name="checkpoint")
         self._thread.start()
 
@@ -87,6 +92,7 @@ def load_training_state(trainer: PolicyTrainer, checkpoint: Path) -> None:
     state = read_state(checkpoint)
     _refuse_another_model(checkpoint, state, describe(trainer))
     files = TensorFiles(rank_files(checkpoint, state["ranks"]))
+    trainer.reference_moved = trainer.reference is not None and state["reference_moved"]
     rows = {name: held for name, held in _rows(trainer).items() if not name.startswith(RANDOM)}
     for name in rows:
         if name not in files.names:
@@ -94,6 +100,7 @@ def load_training_state(trainer: PolicyTrainer, checkpoint: Path) -> None:
     for name, (tensor, first, _) in rows.items():
         if len(tensor):
             tensor.copy_(files.rows(name, first, len(tensor)))
+    trainer.skipped_in_a_row = state["skipped_in_a_row"]
     # Nothing in a step draws numbers that depend on the rank count, so more ranks than before may repeat the states there are.
     rank = trainer.rank % state["ranks"]
     torch.set_rng_state(files.whole(f"{RANDOM}/{rank}"))
@@ -133,6 +140,11 @@ def _rows(trainer: PolicyTrainer) -> dict[str, _Rows]:
             rows[stored_name(part, WEIGHTS, name)] = _Rows(local_rows(parameter), first)
             rows |= {stored_name(part, moment, name): _Rows(local_rows(moments[moment]), first) for moment in MOMENTS}
             rows[stored_name(part, STEP, name)] = _Rows(moments[STEP].view(1), 0, common=True)
+    if trainer.reference is not None and trainer.reference_moved:
+        rows |= {
+            stored_name(REFERENCE, WEIGHTS, name): _Rows(local_rows(parameter), first_row(parameter))
+            for name, parameter in trainer.reference.named_parameters()
+        }
     return rows
 
 

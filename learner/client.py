@@ -15,7 +15,7 @@ from ray.exceptions import RayError
 from learner.checkpoint_folder import complete
 from learner.config import LearnerConfig
 from learner.exchange import Exchange, Reply
-from learner.messages import Answer, Checkpoint, LearnerDied, Order, ResetOptimizer, Start, Step, StepResult, Stop
+from learner.messages import Answer, Checkpoint, LearnerDied, NewPhase, Order, Start, Step, StepResult, Stop
 from trajectories.publication import Publication
 from trajectories.schema import WeightVersion
 
@@ -75,9 +75,14 @@ class LearnerClient:
         await self._answered("Checkpoint", written, timeout_s)
         await asyncio.to_thread(complete, folder, self._config.workers)
 
-    async def reset_optimizer(self) -> None:
-        """Forgets AdamW's moments."""
-        await self._carry_out(ResetOptimizer())
+    async def new_phase(self, *, reset_optimizer: bool, refresh_reference: bool) -> None:
+        """Forgets AdamW's moments, and makes the policy as it now is the reference, where the new phase's rules say so."""
+        if reset_optimizer or refresh_reference:
+            await self._carry_out(NewPhase(reset_optimizer, refresh_reference))
+
+    async def restore(self, checkpoint: Path, version: WeightVersion) -> Publication:
+        """Goes back to a checkpoint and publishes it as `version`, which must be of a new generation."""
+        return cast(Publication, await self._carry_out(Start(version, str(checkpoint.resolve()))))
 
     async def stop(self) -> None:
         """Ends the workers and removes the published weights. A learner that is dead already is no error."""

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Start:
-    """Load the checkpoint, if any, and publish what is loaded as `version`. The first order that workers get."""
+    """Load the checkpoint, if any, and publish what is loaded as `version`. The first order that workers get, and a rollback's."""
 
     version: WeightVersion
     checkpoint: str | None
@@ -39,8 +39,11 @@ class Checkpoint:
 
 
 @dataclass(frozen=True, slots=True)
-class ResetOptimizer:
-    """Forget the optimiser's moments: a new phase has another loss surface."""
+class NewPhase:
+    """What a new phase's rules ask for: moments forgotten, because its loss surface is another; the reference set to the policy."""
+
+    reset_optimizer: bool
+    refresh_reference: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +51,7 @@ class Stop:
     """Leave the loop; `TorchTrainer.fit()` returns."""
 
 
-Order = Start | Step | Checkpoint | ResetOptimizer | Stop
+Order = Start | Step | Checkpoint | NewPhase | Stop
 
 
 @dataclass(frozen=True, slots=True)

@@ -30,6 +30,7 @@ from learner.model import Critic, Policy, score
 from learner.objective import TOTALS_PER_TOKEN, TOTALS_SUMMED, TokenBatch, objective
 from learner.optimizer import apply_gradient, make_adamw
 from learner.packing import MicroBatch, flatten, plan_micro_batches, split_groups
+from learner.placement import local_rows
 from learner.weighting import token_weights
 from trajectories.schema import WeightVersion
 
@@ -73,6 +74,7 @@ class PolicyTrainer:
         self.device = torch.device(device)
         self.rank, self.ranks = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
         self.skipped_in_a_row = 0
+        self.reference_moved = False  # while it is the model that the run started from, no checkpoint needs to hold it
         self.reset_optimizer()
 
     @property
@@ -86,6 +88,15 @@ class PolicyTrainer:
     def reset_optimizer(self) -> None:
         """Forgets all moments."""
         self._optimizers = {name: make_adamw(module, self.config) for name, module in self._modules().items()}
+
+    @torch.no_grad()
+    def refresh_reference(self) -> None:
+        """From now on the policy is held close to what it is at this moment; without a reference there is nothing to do."""
+        if self.reference is None:
+            return
+        for held, now in zip(self.reference.parameters(), self.policy.parameters(), strict=True):
+            local_rows(held).copy_(local_rows(now))
+        self.reference_moved = True
 
     def step(self, batch: EpisodeBatch, *, step: int, current: WeightVersion, learning_rate: float) -> dict[str, float]:
         """Trains on whole groups, `current` being the version of the weights before this step; returns what was measured."""

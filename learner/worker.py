@@ -16,7 +16,7 @@ from learner.assembly import assemble
 from learner.batch import read_batch
 from learner.checkpoint import CheckpointWriter, load_training_state
 from learner.config import LearnerConfig
-from learner.messages import Answer, Checkpoint, Order, ResetOptimizer, Start, Step, StepResult, Stop
+from learner.messages import Answer, Checkpoint, NewPhase, Order, Start, Step, StepResult, Stop
 from learner.publishing import WeightPublisher, weights_folder
 from trajectories.schema import WeightVersion
 
@@ -86,6 +86,7 @@ class LearnerWorker:
         match order:
             case Start(version, checkpoint):
                 if checkpoint is not None:
+                    self.checkpoints.wait()  # a rollback may come while one is being written
                     load_training_state(self.trainer, Path(checkpoint))
                 self.version = version
                 return self.publisher.publish(self.trainer.policy, version)
@@ -93,8 +94,11 @@ class LearnerWorker:
                 return self._step(order)
             case Checkpoint(folder):
                 self.checkpoints.start(self.trainer, Path(folder))
-            case ResetOptimizer():
-                self.trainer.reset_optimizer()
+            case NewPhase(reset_optimizer, refresh_reference):
+                if reset_optimizer:
+                    self.trainer.reset_optimizer()
+                if refresh_reference:
+                    self.trainer.refresh_reference()
             case Stop():
                 self.checkpoints.wait()
         return None

@@ -6,14 +6,16 @@ import json
 import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import Annotated, Literal
 
 import typer
 
+from medr3.cli_ablate import ablate
+from medr3.cli_common import Config, Json, Overrides, Run, load_config
+from medr3.cli_eval import evaluate
+from medr3.cli_rewards import rewards
+from medr3.cli_trajectories import trajectories
 from medr3.errors import UserError
-
-if TYPE_CHECKING:
-    from medr3.config import RunConfig
 
 app = typer.Typer(
     name="medr3",
@@ -24,14 +26,10 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 
-Config = Annotated[Path, typer.Argument(metavar="CONFIG", help="YAML file, such as configs/demo.yaml")]
-Overrides = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="such as rollout.num_engines=4")]
-Run = Annotated[str | None, typer.Argument(metavar="[RUN]", help="run folder, or its name below runs/; the newest if left out")]
 RunOrJob = Annotated[str | None, typer.Argument(metavar="[RUN|JOB]", help="a run of this machine; with --address a job")]
 Address = Annotated[str | None, typer.Option(help="the cluster's dashboard, such as http://127.0.0.1:8265")]
-Json = Annotated[bool, typer.Option("--json", help="print JSON")]
 
-BENCHMARKS = ("judge", "learner", "rewards", "weights")
+BENCHMARKS = ("collapses", "curves", "judge", "learner", "ledger", "rewards", "simulation", "trajectories", "weights")
 USER_ERROR_EXIT = 2  # as for a wrong command line: nothing was started, the caller can mend it
 
 
@@ -103,6 +101,18 @@ def stop(target: RunOrJob = None, address: Address = None) -> None:
         from medr3.ops import local
 
         print(local.stop_run(local.find_run(target)))
+
+
+@app.command()
+def phase(
+    command: Annotated[str, typer.Argument(metavar="advance|hold|back|auto", help="auto: its rules decide again")],
+    run: Run = None,
+) -> None:
+    """Tell a run to leave its phase, to stay in it, or to go back; it obeys after its current step."""
+    from medr3.ops.control import ask
+    from medr3.ops.local import find_run
+
+    print(ask(find_run(run), command))
 
 
 @app.command()
@@ -199,109 +209,10 @@ def bench(
     print(json.dumps(measured, indent=2) if as_json else table(measured))
 
 
-rewards = typer.Typer(
-    help="Look into rewards: what there is, what an episode earns, whether your own keeps the contract.", no_args_is_help=True
-)
 app.add_typer(rewards, name="rewards")
-
-
-@rewards.command("list")
-def list_rewards(as_json: Json = False) -> None:
-    """Name every component with its range and arguments, and every shipped recipe."""
-    from rewards.recipes import shipped
-    from rewards.registry import COMPONENTS, arguments_of
-
-    about = {name: (component.compute.__doc__ or "").partition("\n")[0] for name, component in COMPONENTS.items()}
-    if as_json:
-        components = {
-            name: {
-                "range": [component.low, component.high],
-                "arguments": arguments_of(name),
-                "needs": sorted(component.needs),
-                "about": about[name],
-            }
-            for name, component in sorted(COMPONENTS.items())
-        }
-        print(json.dumps({"components": components, "recipes": shipped()}, indent=2))
-        return
-    for name, component in sorted(COMPONENTS.items()):
-        print(f"{name:<22} {f'{component.low:g} … {component.high:g}':<8}  {about[name]}")
-    print(f"recipes: {', '.join(shipped())}")
-
-
-@rewards.command("explain")
-def explain_reward(
-    target: Annotated[str, typer.Argument(metavar="EPISODE.json|RUN", help="one row as JSON with its question, or a run")],
-    episode: Annotated[str | None, typer.Argument(metavar="[GROUP/EPISODE]", help="of a run")] = None,
-    recipe: Annotated[str, typer.Option(help="a shipped one, or a YAML file of that form; of a run: its own if left out")] = "",
-    phase: Annotated[str, typer.Option(help="the recipe's phase")] = "",
-    question: Annotated[Path | None, typer.Option(help="the question as JSON, where the row does not hold it")] = None,
-    as_json: Json = False,
-) -> None:
-    """Print each component of an episode's reward with its reason, and the total."""
-    from medr3.observe import explaining
-
-    if episode is None:
-        if not recipe:
-            raise UserError("name the recipe: --recipe med_r3 --phase retrieval; medr3 rewards list names them all")
-        asked, row = explaining.read_episode(Path(target), question)
-        name, chosen = explaining.named_recipe(recipe, phase)
-    else:
-        from medr3.ops.local import find_run
-        from tasks.world import Universe
-
-        run = find_run(target)
-        config = load_config(run / "config.json", [])
-        row = explaining.find_episode(run, episode)
-        asked = Universe.build(config.world, config.run.seed).question(row.question_id)
-        name = config.rules(row.phase, row.source).reward
-        name, chosen = explaining.named_recipe(recipe, phase) if recipe else (name, config.rewards[name])
-    explained = explaining.explain(asked, row, name, chosen)
-    print(json.dumps(explained.as_dict(), indent=2) if as_json else explained)
-
-
-@rewards.command("check")
-def check_rewards(
-    path: Annotated[str, typer.Argument(metavar="MODULE:FUNCTION", help="such as my_package.rewards:brevity")],
-    style: Annotated[Literal["medr3", "verl"], typer.Option(help="how it is called")] = "medr3",
-    low: Annotated[float | None, typer.Option(help="what its values never fall below")] = None,
-    high: Annotated[float | None, typer.Option(help="what its values never rise above")] = None,
-    as_json: Json = False,
-) -> None:
-    """Try a reward of your own on ordinary and hostile episodes, in a process that can be killed."""
-    from rewards.config import OWN_REWARD
-
-    if not OWN_REWARD.fullmatch(path):
-        raise UserError(f"{path!r} is no path to a function: write module:function, such as my_package.rewards:brevity")
-    from dataclasses import asdict
-
-    from rewards.contract import check_reward
-
-    verdict = check_reward(path, style=style, low=low, high=high)
-    print(json.dumps({**asdict(verdict), "ok": verdict.ok}, indent=2) if as_json else verdict)
-    raise typer.Exit(0 if verdict.ok else 1)
-
-
-@rewards.command("table")
-def table_rewards(run: Run = None) -> None:
-    """Print what every component is worth over a run's episodes, by phase and source; by rule, without a judge."""
-    from medr3.ops.local import find_run
-    from rewards.table import as_markdown, component_table
-
-    print(as_markdown(component_table(find_run(run))))
-
-
-def load_config(path: Path, overrides: list[str]) -> RunConfig:
-    """The resolved configuration; every problem in it is one line."""
-    from pydantic import ValidationError
-
-    from medr3.config import RunConfig, load
-    from medr3.validation import describe_validation
-
-    try:
-        return load(path, overrides)
-    except ValidationError as error:
-        raise UserError("\n".join(describe_validation(error, RunConfig))) from None
+app.add_typer(trajectories, name="trajectories")
+app.command("eval")(evaluate)
+app.command()(ablate)
 
 
 def _job(target: str | None) -> str:

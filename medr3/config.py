@@ -11,15 +11,18 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from actors.config import EpisodeBudget, RolloutConfig
+from actors.tools_config import unknown_tools
 from curriculum.config import CurriculumConfig, PhaseConfig
 from learner.algorithms import resolve
 from learner.config import LearnerConfig
 from medr3.errors import UserError, did_you_mean
+from medr3.including import include_plan, name_plan, read_config
 from medr3.observe.config import TrackingConfig
+from medr3.phase_checks import check_phases
 from retrieval_service.config import RetrievalConfig
 from rewards.config import RewardRecipe
 from tasks.config import ColdStartConfig, WorldConfig
-from tasks.world import SOURCES
+from trajectories.groups import Rules
 
 
 class RunSettings(BaseModel):
@@ -33,6 +36,9 @@ class RunSettings(BaseModel):
     checkpoint_every: int = Field(default=10, ge=1, description="learner steps between two checkpoints")
     keep_checkpoints: int = Field(default=2, ge=1, description="the newest ones")
     keep_best: int = Field(default=1, ge=0, description="beside the newest, those with the highest held-out score")
+    token_budget: int | None = Field(
+        default=None, ge=1, description="model tokens after which the run ends, whatever its phase"
+    )
     stall_timeout_s: float = Field(default=300, gt=0, description="no stage may go without progress for longer")
     ray_address: str = Field(default="", description="empty: the cluster of the surrounding job, else a Ray of this machine")
     ray_cpus: int = Field(default=8, ge=1, description="logical CPUs of a Ray of this machine; threads are bounded elsewhere")
@@ -66,6 +72,11 @@ class EvaluationConfig(BaseModel):
 
     probe_questions: int = Field(default=200, ge=10)
     test_questions: int = Field(default=200, ge=10, description="per phase, after each stage")
+    engines: int = Field(
+        default=0,
+        ge=0,
+        description="of their own for reports, which then stop no training; 0: training engines report between steps",
+    )
 
 
 # What a resumed run may change: another place, other machines, other bounds of time and memory. Results differ by rounding only.
@@ -73,7 +84,8 @@ PLACE: dict[str, Any] = {
     "hardware": True,
     "tracking": True,
     "run": {"folder", "ray_address", "ray_cpus"},
-    "rollout": {"num_engines"},
+    "rollout": {"num_engines", "autoscale"},
+    "evaluation": {"engines"},
     "learner": {
         "workers", "gpus_per_worker", "cpus_per_worker", "cpu_threads", "microbatch_tokens", "activation_checkpointing", "cpu_offload",
         "weights_folder", "start_timeout_s", "step_timeout_s",
@@ -109,13 +121,17 @@ class RunConfig(BaseModel):
                 f"rollout.group_size is {self.rollout.group_size}, but {self.learner.algorithm} compares the episodes of one"
                 " question: set it to 2 or more"
             )
+        if self.rollout.oversample > 1 and self.rollout.max_staleness:
+            raise ValueError(
+                f"rollout.oversample is {self.rollout.oversample:g} with rollout.max_staleness {self.rollout.max_staleness}: where"
+                " slow groups may finish later nothing needs to be thrown away; set one of the two to its default"
+            )
+        if missing := unknown_tools(self.budget.tools, self.rollout.tools):
+            raise ValueError(
+                f"budget.tools names {missing[0]!r}{did_you_mean(missing[0], self.rollout.tools)}: rollout.tools has no such tool"
+            )
         self._check_rewards()
-        for phase in self.curriculum.phases:
-            for source in phase.mixture:
-                if source not in SOURCES:
-                    raise ValueError(
-                        f"curriculum: phase {phase.name!r} mixes unknown task source {source!r}{did_you_mean(source, SOURCES)}"
-                    )
+        check_phases(self)
         if self.rollout.engine.dtype != self.learner.dtype:
             raise ValueError(
                 f"rollout.engine.dtype is {self.rollout.engine.dtype} and learner.dtype is {self.learner.dtype}: engine and"
@@ -166,11 +182,21 @@ class RunConfig(BaseModel):
                     f" ({self.rollout.reward_timeout_s:g})"
                 )
 
-    def phase_budget(self, phase: PhaseConfig) -> EpisodeBudget:
-        """The episode's bounds in a phase: the run's own, with the phase's say on retrieval."""
-        return self.budget.model_copy(
-            update={"retrieval": phase.retrieval, "max_searches": phase.max_searches, "top_k": phase.top_k}
+    def ledger_rules(self) -> Rules:
+        """What the run's ledger keeps to."""
+        rollout = self.rollout
+        return Rules(
+            groups_per_step=rollout.groups_per_step,
+            max_staleness=rollout.max_staleness,
+            max_attempts=rollout.max_attempts,
+            wait_for_slow=rollout.wait_for_slow,
+            oversample=rollout.oversample,
+            max_uniform=round((rollout.dynamic_sampling - 1) * rollout.groups_per_step),
         )
+
+    def phase_budget(self, phase: PhaseConfig) -> EpisodeBudget:
+        """The episode's bounds in a phase: the run's own, and what the phase says in their place."""
+        return EpisodeBudget.model_validate(self.budget.model_dump() | phase.bounds)
 
     def rules(self, phase_name: str, source: str) -> PhaseConfig:
         """The phase whose rules a question obeys: the phase that is on, or, for a replayed question, the one that it comes from."""
@@ -185,17 +211,19 @@ class RunConfig(BaseModel):
 
 
 def load(path: Path, overrides: list[str]) -> RunConfig:
-    """Reads a YAML file and applies dotted overrides such as `rollout.num_engines=4`; values are read as YAML."""
-    try:
-        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"{path}: {error.strerror}: name a configuration such as configs/demo.yaml") from None
-    except yaml.YAMLError as error:
-        raise UserError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
-    if not isinstance(raw, dict):
-        raise UserError(f"{path}: must hold settings by name, not {type(raw).__name__}")
-    for override in overrides:
+    """Reads a YAML file and applies dotted overrides such as `rollout.num_engines=4`; values are read as YAML.
+
+    An override that names a plan goes first, so that others may change what the plan holds.
+    """
+    raw = read_config(path)
+    name_plan(raw)
+    naming = [override for override in overrides if override.partition("=")[0] in ("curriculum", "curriculum.plan")]
+    for override in naming:
         _apply(raw, override)
+    include_plan(raw)
+    for override in overrides:
+        if override not in naming:
+            _apply(raw, override)
     return RunConfig.model_validate(raw)
 
 
@@ -223,6 +251,11 @@ def _apply(raw: dict[str, Any], override: str) -> None:
 
 
 def _position(key: str, text: str, place: list[Any]) -> int:
+    """Where in a list `text` points to: a position from 0, or the name of an item that has one."""
+    names = [item.get("name") for item in place if isinstance(item, dict)]
+    if text in names:
+        return names.index(text)
     if not text.isdigit() or int(text) >= len(place):
-        raise UserError(f"{key}: {text} is not a position in a list of {len(place)}, which count from 0")
+        known = f", nor one of its names {', '.join(map(str, names))}" if any(names) else ""
+        raise UserError(f"{key}: {text} is not a position in a list of {len(place)}, which count from 0{known}")
     return int(text)

@@ -20,7 +20,8 @@ class CacheKey(NamedTuple):
 
     @classmethod
     def of(cls, query: SearchQuery, index_hash: str) -> CacheKey:
-        return cls(index_hash, normalise(query.query), query.k, query.mode, query.collection)
+        text = query.query if query.mode == "id" else normalise(query.query)  # ids differ by their letters, case included
+        return cls(index_hash, text, query.k, query.mode, query.collection)
 
 
 class AnswerCache:

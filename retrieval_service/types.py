@@ -6,13 +6,16 @@ from pydantic import BaseModel, ConfigDict, Field
 
 
 class SearchQuery(BaseModel):
-    """One query. `collection` restricts the search to one body of literature; empty means all of it."""
+    """One query. `collection` restricts the search to one body of literature; empty means all of it.
+
+    In mode "id" the query is a document's id, and the answer that document, or none.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     query: str = Field(min_length=1, max_length=10_000)
     k: int = Field(default=3, ge=1, le=100)
-    mode: str = Field(default="hybrid", pattern="^(dense|lexical|hybrid)$")
+    mode: str = Field(default="hybrid", pattern="^(dense|lexical|hybrid|id)$")
     collection: str = ""
 
 

@@ -54,7 +54,7 @@ def verl_extra_info(question: Question, episode: Episode) -> dict[str, Any]:
         **question.model_dump(mode="json"),
         "answer": episode.answer,
         "finish": episode.finish,
-        "num_turns": len(episode.searches) + 1,
+        "num_turns": len({search.turn for search in episode.searches}) + 1,
         "documents": [text for search in episode.searches for text in search.documents],
     }
 

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from rewards.findings import Findings, Graph, Triple
 from rewards.text import own_text
-from tasks.prompting import SEARCH_CLOSE, SEARCH_OPEN, THINK_CLOSE, THINK_OPEN, strip_tags
+from tasks.prompting import CALL_CLOSE, CALL_OPEN, SEARCH_CLOSE, SEARCH_OPEN, THINK_CLOSE, THINK_OPEN, strip_tags
 from tasks.questions import Question
 from tasks.vocabulary import LINE_END, PUBLICATION_TYPES, RELATIONS
 from tasks.world import SOURCES
@@ -70,8 +70,10 @@ def last_turn(episode: Episode) -> int:
 
 
 def thinking_by_turn(episode: Episode) -> list[str]:
-    """The model's own thinking, one text for each of its turns, without queries: a search ends a turn."""
+    """The model's own thinking, one text for each of its turns, without queries: a search ends a turn, and so does a call."""
     thought = own_text(episode.text).partition(THINK_CLOSE)[0]
+    if any(search.tool != "search" for search in episode.searches):  # elsewhere the call tags are ordinary text
+        thought = thought.replace(CALL_OPEN, SEARCH_OPEN).replace(CALL_CLOSE, SEARCH_CLOSE)
     pieces = [piece.partition(SEARCH_OPEN)[0].replace(THINK_OPEN, " ") for piece in thought.split(SEARCH_CLOSE)]
     end = last_turn(episode) + 1  # more closing tags than turns is malformed text; what follows them is no turn of its own
     return pieces[:end]

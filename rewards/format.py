@@ -13,11 +13,21 @@ from rewards.earned import Earned
 from rewards.findings import Findings
 from rewards.phrases import normalise
 from rewards.text import RECENT_TEXTS, own_text, tags_in_order
-from tasks.prompting import ANSWER_CLOSE, ANSWER_OPEN, DOCUMENT_OPEN, SEARCH_CLOSE, SEARCH_OPEN, THINK_CLOSE, THINK_OPEN
+from tasks.prompting import (
+    ANSWER_CLOSE,
+    ANSWER_OPEN,
+    CALL_CLOSE,
+    DOCUMENT_OPEN,
+    SEARCH_CLOSE,
+    SEARCH_OPEN,
+    THINK_CLOSE,
+    THINK_OPEN,
+)
 from tasks.questions import Question
 from trajectories.schema import Episode
 
-ANSWERED, MALFORMED, LOOP = "answer", "malformed", "loop"  # the reasons for an episode's end that matter here
+# The reasons for an episode's end that matter here. A forced answer is one, although the protocol had to ask for it.
+ANSWERED, MALFORMED, LOOP = frozenset({"answer", "forced"}), "malformed", "loop"
 
 
 def is_well_formed(episode: Episode) -> bool:
@@ -76,17 +86,18 @@ def repeated_search(question: Question, episode: Episode, findings: Findings, *,
     """−`cost` for every search whose words an earlier one had, −1 at most; case, punctuation and articles make no other words.
 
     The protocol refuses a query that is the same letter by letter and ends the episode as a loop: that is one such search more.
+    A loop may also be one of words; those are no search.
     """
     if not 0 <= cost <= 1:
         raise ValueError(f"needs 0 ≤ cost ≤ 1, got cost {cost}")
-    asked: set[str] = set()
+    asked: set[tuple[str, str]] = set()
     turns: list[int] = []
     for search in episode.searches:
-        query = normalise(search.query)
+        query = search.tool, normalise(search.query)
         if query in asked:
             turns.append(search.turn)
         asked.add(query)
-    if episode.finish == LOOP:
+    if episode.finish == LOOP and own_text(episode.text).rstrip().endswith((SEARCH_CLOSE, CALL_CLOSE)):
         turns.append(max((search.turn for search in episode.searches), default=-1) + 1)
     return _charge(turns, cost, f"{len(turns)} repeated searches")
 
@@ -104,7 +115,7 @@ def _charge(turns: Sequence[int], cost: float, reason: str) -> Earned:
 
 def _fault(episode: Episode) -> str:
     """What is wrong with an episode's form, in few words; "" where nothing is."""
-    if episode.finish != ANSWERED:
+    if episode.finish not in ANSWERED:
         return f"ended by {episode.finish or 'nothing'} instead of an answer"
     if not episode.answer.strip():
         return "an empty answer"

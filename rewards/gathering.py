@@ -18,6 +18,7 @@ from rewards.format import is_well_formed
 from rewards.graph import MAX_REFERENCES, as_text
 from rewards.judge import Judge
 from rewards.judge_prompts import answer_verdict, step_relevance_verdict, triples_verdict
+from rewards.relevance import retrieves
 from rewards.text import own_thinking
 from tasks.questions import AnswerKind, Question
 from trajectories.schema import Episode
@@ -91,11 +92,15 @@ async def _verdict(question: Question, episode: Episode, judge: Judge | None) ->
 
 
 async def _relevance(question: Question, episode: Episode, judge: Judge | None) -> dict[int, float]:
-    searches = [search for search in episode.searches if search.documents] if judge else []
+    """Of every turn that brought documents: where several searches share it, the mean of theirs."""
+    searches = [search for search in episode.searches if search.documents and retrieves(search)] if judge else []
     if judge is None or not searches:
         return {}
     verdicts = await asyncio.gather(*(judge.ask(step_relevance_verdict(question, search)) for search in searches))
-    return {search.turn: verdict for search, verdict in zip(searches, verdicts, strict=True)}
+    by_turn: dict[int, list[float]] = {}
+    for search, verdict in zip(searches, verdicts, strict=True):
+        by_turn.setdefault(search.turn, []).append(verdict)
+    return {turn: sum(each) / len(each) for turn, each in by_turn.items()}
 
 
 async def _graph(question: Question, episode: Episode, judge: Judge | None) -> Graph | None:

@@ -103,7 +103,9 @@ def triples_verdict(question: Question, episode: Episode) -> Ask[Graph]:
     turns: list[dict[str, Any]] = [{"turn": turn, "text": text} for turn, text in enumerate(thinking_by_turn(episode))]
     for search in episode.searches:
         if 0 <= search.turn < len(turns):
-            turns[search.turn] |= {"search": search.query, "documents": list(search.documents)}
+            turn = turns[search.turn]
+            turn["search"] = f"{turn['search']} || {search.query}" if "search" in turn else search.query
+            turn["documents"] = [*turn.get("documents", []), *search.documents]
     searched = frozenset(search.turn for search in episode.searches)
     return Ask(_TRIPLES, _case({"question": question.text, "turns": turns}), lambda reply: _read_triples(reply, searched))
 

@@ -61,13 +61,11 @@ def length_instruction(
 
 def response_tokens(episode: Episode) -> int:
     """The tokens after the prompt: what the model wrote and what was put between, as the response budget counts them."""
-    return _tokens(episode, Source.MODEL, Source.DOCUMENT)
+    return sum(
+        segment.end - segment.start for segment in episode.segments if segment.source != Source.PROMPT or segment.start > 0
+    )
 
 
 def own_tokens(episode: Episode) -> int:
     """The tokens that the model itself wrote."""
-    return _tokens(episode, Source.MODEL)
-
-
-def _tokens(episode: Episode, *sources: Source) -> int:
-    return sum(segment.end - segment.start for segment in episode.segments if segment.source in sources)
+    return sum(segment.end - segment.start for segment in episode.segments if segment.source == Source.MODEL)

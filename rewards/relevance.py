@@ -1,7 +1,8 @@
 """What did the searches bring, and does it concern the question? R3-RAG's Rel of a step (arXiv 2505.23794), and of one document.
 
-A step is one search with the documents that it brought and that no earlier one had. Rel of a step is 0 … 1: a judge's where it
-was asked, else by rule, where a step that brings nothing new is worth 0 either way.
+A step is the searches of one turn with the documents that they brought and that no earlier one had. Rel of a step is 0 … 1: a
+judge's where it was asked, else by rule, where a step that brings nothing new is worth 0 either way. A call that looks up no
+document, such as a calculation, is no step.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from rewards.extraction import Statement, lines_of
 from rewards.findings import Findings
 from tasks.prompting import strip_tags
 from tasks.questions import Question
-from trajectories.schema import Episode
+from trajectories.schema import Episode, Search
 
 Facts = Mapping[tuple[str, str], str]
 """What the references say: (relation, subject) → object."""
@@ -32,12 +33,17 @@ class Retrieved:
 
 
 class Step(NamedTuple):
-    """The searches of one turn, which is one search in whatever the protocol let through."""
+    """The searches of one turn."""
 
     turn: int
     new: tuple[Retrieved, ...]
     relevance: float
     concerning: tuple[Retrieved, ...]
+
+
+def retrieves(search: Search) -> bool:
+    """Whether it looked for documents, and did not calculate or explain what was wrong with a call."""
+    return bool(search.document_ids) or not search.documents
 
 
 def retrieved(episode: Episode) -> list[Retrieved]:
@@ -52,10 +58,12 @@ def retrieved(episode: Episode) -> list[Retrieved]:
 
 def steps(question: Question, episode: Episode, findings: Findings) -> list[Step]:
     """Every search step with its Rel and with those of its documents that concern the question: none where Rel is 0."""
-    new: dict[int, list[Retrieved]] = {search.turn: [] for search in episode.searches}
+    new: dict[int, list[Retrieved]] = {search.turn: [] for search in episode.searches if retrieves(search)}
     for document in retrieved(episode):
         new[document.turn].append(document)
-    queries = {search.turn: search.query for search in episode.searches}
+    queries: dict[int, list[str]] = {}
+    for search in episode.searches:
+        queries.setdefault(search.turn, []).append(search.query)
     facts = {(relation, subject): value for graph in question.reference_graphs for subject, relation, value in graph}
     return [_step(question, turn, queries[turn], found, findings.relevance.get(turn), facts) for turn, found in new.items()]
 
@@ -75,20 +83,20 @@ def plain(text: str) -> str:
     return " ".join(text.split())
 
 
-def _step(question: Question, turn: int, query: str, new: list[Retrieved], judged: float | None, facts: Facts) -> Step:
+def _step(question: Question, turn: int, queries: list[str], new: list[Retrieved], judged: float | None, facts: Facts) -> Step:
     """A judge has read the documents of a step together, so its word on them holds for each."""
-    concerning = new if judged is not None else [document for document in new if _concerns(question, query, document, facts)]
+    concerning = new if judged is not None else [document for document in new if _concerns(question, queries, document, facts)]
     by_rule = float(_agrees(concerning, facts) if facts else bool(concerning))
     relevance = judged if judged is not None and new else by_rule
     return Step(turn, tuple(new), relevance, tuple(concerning) if relevance > 0 else ())
 
 
-def _concerns(question: Question, query: str, document: Retrieved, facts: Facts) -> bool:
-    """The rule for one document: it is about a fact of the reference; where there is none, it is gold or on its query's subject."""
+def _concerns(question: Question, queries: list[str], document: Retrieved, facts: Facts) -> bool:
+    """The rule for one document: it is about a fact of the reference; where there is none, it is gold or on a query's subject."""
     if facts:
         return any((statement.relation, statement.subject) in facts for statement in lines_of(document.text))
-    words = tuple(query.casefold().split())
-    return document.id in question.gold_documents or (bool(words) and begins_with(document.text, words))
+    subjects = [words for query in queries if (words := tuple(query.casefold().split()))]
+    return document.id in question.gold_documents or any(begins_with(document.text, words) for words in subjects)
 
 
 def _agrees(documents: Iterable[Retrieved], facts: Facts) -> bool:

@@ -96,13 +96,13 @@ def authority(
 
 def _is_malformed(episode: Episode) -> bool:
     """Whether the protocol said so, or an answer came in a form that is none; running out of budget is neither."""
-    return episode.finish == MALFORMED or (episode.finish == ANSWERED and not is_well_formed(episode))
+    return episode.finish == MALFORMED or (episode.finish in ANSWERED and not is_well_formed(episode))
 
 
 def _ending(question: Question, episode: Episode, findings: Findings) -> str:
     if _is_malformed(episode):
         return "malformed"
-    if episode.finish != ANSWERED:
+    if episode.finish not in ANSWERED:
         return "unanswered"
     judged_right = question.kind is AnswerKind.TEXT and findings.judged == 2
     return "right" if judged_right or is_correct(question, episode.answer) else "wrong"

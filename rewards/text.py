@@ -5,6 +5,8 @@ from __future__ import annotations
 from functools import lru_cache
 
 from tasks.prompting import (
+    CALL_CLOSE,
+    CALL_OPEN,
     DOCUMENT_CLOSE,
     DOCUMENT_OPEN,
     SEARCH_CLOSE,
@@ -44,9 +46,9 @@ def own_text(text: str) -> str:
 
 @lru_cache(maxsize=RECENT_TEXTS)
 def own_thinking(text: str) -> str:
-    """What the model itself thought: no document, no query, nothing after the thinking has ended."""
+    """What the model itself thought: no document, no query, no call, nothing after the thinking has ended."""
     thought = own_text(text).partition(THINK_CLOSE)[0]
-    return without(thought, SEARCH_OPEN, SEARCH_CLOSE).replace(THINK_OPEN, " ")
+    return without(without(thought, SEARCH_OPEN, SEARCH_CLOSE), CALL_OPEN, CALL_CLOSE).replace(THINK_OPEN, " ")
 
 
 def tags_in_order(text: str) -> list[str]:

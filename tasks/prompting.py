@@ -13,7 +13,11 @@ ANSWER_OPEN, ANSWER_CLOSE = "<answer>", "</answer>"
 TAGS = (
     THINK_OPEN, THINK_CLOSE, SEARCH_OPEN, SEARCH_CLOSE, DOCUMENT_OPEN, DOCUMENT_CLOSE, ANSWER_OPEN, ANSWER_CLOSE,
 )  # fmt: skip
-LONGEST_TAG = max(map(len, TAGS))
+# Tags of their own, because only a vocabulary that is used with tools needs them.
+CALL_OPEN, CALL_CLOSE = "<call>", "</call>"
+CALL_TAGS = (CALL_OPEN, CALL_CLOSE)
+ALL_TAGS = (*TAGS, *CALL_TAGS)
+LONGEST_TAG = max(map(len, ALL_TAGS))
 
 
 def strip_tags(text: str) -> str:
@@ -25,14 +29,14 @@ def strip_tags(text: str) -> str:
         >>> strip_tags("a </sea</search>rch> b")
         'a  b'
     """
-    if not any(tag in text for tag in TAGS):
+    if not any(tag in text for tag in ALL_TAGS):
         return text
     kept: list[str] = []
     for character in text:
         kept.append(character)
         if character == ">":
             end = "".join(kept[-LONGEST_TAG:])
-            closed = next((tag for tag in TAGS if end.endswith(tag)), "")
+            closed = next((tag for tag in ALL_TAGS if end.endswith(tag)), "")
             del kept[len(kept) - len(closed) :]
     return "".join(kept)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from enum import StrEnum
 from typing import Self
 
@@ -39,6 +40,9 @@ class LengthInstruction(BaseModel):
     tokens: int = Field(gt=0)
 
 
+_ASKED_LENGTH = re.compile(r"(.+)@(exact|at_most)-([1-9]\d*)", re.DOTALL)
+
+
 class Question(BaseModel):
     """One question with its gold answer and all that a reward may ask about it.
 
@@ -70,6 +74,10 @@ class Question(BaseModel):
     context: tuple[Document, ...] = Field(default=(), description="documents handed over with the question (reasoning phase)")
     length: LengthInstruction | None = None
 
+    def thinking_for(self, length: LengthInstruction) -> Question:
+        """The same question with an instruction of length: a question of its own, whose id says so."""
+        return self.model_copy(update={"id": f"{self.id}@{length.mode}-{length.tokens}", "length": length})
+
     @model_validator(mode="after")
     def _gold_fits_kind(self) -> Self:
         if self.kind is AnswerKind.CHOICE:
@@ -80,3 +88,16 @@ class Question(BaseModel):
         if self.lower is not None and self.upper is not None and self.lower > self.upper:
             raise ValueError(f"question {self.id}: lower limit {self.lower} is above the upper limit {self.upper}")
         return self
+
+
+def without_length(question_id: str) -> tuple[str, LengthInstruction | None]:
+    """The id of the question itself, and the instruction that its id was given.
+
+    Example:
+        >>> without_length("world/joint/train-0/7@at_most-200")
+        ('world/joint/train-0/7', LengthInstruction(mode='at_most', tokens=200))
+        >>> without_length("anna@exact-science")
+        ('anna@exact-science', None)
+    """
+    found = _ASKED_LENGTH.fullmatch(question_id)
+    return (found[1], LengthInstruction(mode=found[2], tokens=int(found[3]))) if found else (question_id, None)

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from tasks.config import WorldConfig
-from tasks.questions import AnswerKind, Document, Question
+from tasks.questions import AnswerKind, Document, Question, without_length
 from tasks.vocabulary import LETTERS, PUBLICATION_TYPES, names
 
 TYPES = ("disease", "gene", "drug", "condition")
@@ -28,6 +28,13 @@ SIGNATURES = {
 }
 ONE_HOP = (("disease-cause",), ("gene-inhibitor",), ("drug-exclusion",), ("drug-dose",))
 TWO_HOPS = (("disease-cause", "gene-inhibitor"), ("gene-inhibitor", "drug-exclusion"), ("gene-inhibitor", "drug-dose"))
+# What a question is about, by its last relation.
+SPECIALTIES = {
+    "disease-cause": "genetics",
+    "gene-inhibitor": "pharmacology",
+    "drug-exclusion": "safety",
+    "drug-dose": "dosing",
+}
 SMALLEST_FACTOR, LARGEST_FACTOR = 2, 9  # doses and weights are one digit, so a product is at most two tokens
 
 HELD_OUT_PURPOSES = ("gate", "probe", "test")  # cold-start gates, plateau decisions, reported figures: never shared
@@ -51,6 +58,17 @@ class TaskSource:
     two_hop_share: float
     with_context: bool
 
+    @property
+    def offers(self) -> frozenset[tuple[str, str]]:
+        """The pairs of answer kind and specialty that its questions have.
+
+        Example:
+            >>> sorted(SOURCES["world/joint"].offers)[-2:]
+            [('text', 'pharmacology'), ('text', 'safety')]
+        """
+        paths = [*(ONE_HOP if self.two_hop_share < 1 else ()), *(TWO_HOPS if self.two_hop_share > 0 else ())]
+        return frozenset((kind, SPECIALTIES[path[-1]]) for path in paths for kind in _kinds(path[-1]))
+
 
 SOURCES = {
     source.name: source
@@ -61,6 +79,10 @@ SOURCES = {
         TaskSource("world/joint", two_hop_share=1.0, with_context=False),
     )
 }
+
+
+def _kinds(last_relation: str) -> tuple[str, ...]:
+    return ("number",) if last_relation == "drug-dose" else ("choice", "text")
 
 
 def statement(relation: str, subject: str, level: int, value: str) -> str:
@@ -155,7 +177,7 @@ class World:
         common = {
             "id": f"{source_name}/{self.collection}/{index}",
             "source": source_name,
-            "specialty": "fictional",
+            "specialty": SPECIALTIES[relations[-1]],
             "hops": len(relations),
             "collection": self.collection,
             "gold_documents": tuple(fact.documents[0].id for fact in facts),
@@ -241,10 +263,12 @@ class Universe:
             yield from world.documents
 
     def question(self, question_id: str) -> Question:
-        """The question of an id, made anew: `source/name/collection/index`."""
-        source_name, collection, index = question_id.rsplit("/", 2)
+        """The question of an id, made anew: `source/name/collection/index`, and the length asked for, if any."""
+        name, length = without_length(question_id)
+        source_name, collection, index = name.rsplit("/", 2)
         worlds = {world.collection: world for world in (*self.training, *self.held_out.values())}
-        return worlds[collection].question(source_name, int(index))
+        question = worlds[collection].question(source_name, int(index))
+        return question.thinking_for(length) if length else question
 
     def training_question(self, source_name: str, index: int) -> Question:
         """The `index`-th training question of a source; the worlds take turns."""

@@ -25,10 +25,12 @@ class EventKind(StrEnum):
     REQUEUED = "requeued"
     PUBLISHED = "published"
     ACK = "ack"
+    SCALED = "scaled"  # the autoscaler asked for another number of engines, or drained those on nodes that are about to go
     PHASE_ENTERED = "phase_entered"
     PHASE_LEFT = "phase_left"
     PROBE = "probe"
     CHECKPOINT = "checkpoint"
+    ROLLED_BACK = "rolled_back"  # after a collapse: `resumed` follows
     PAUSED = "paused"  # ended on request before its time: a resume goes on
     STOPPED = "stopped"
     FAILED = "failed"
@@ -47,10 +49,12 @@ REQUIRED_FIELDS: Mapping[EventKind, frozenset[str]] = {
         EventKind.REQUEUED: "group_id attempt reason",
         EventKind.PUBLISHED: "version step",
         EventKind.ACK: "engine_id version ok",
+        EventKind.SCALED: "engines target reason",
         EventKind.PHASE_ENTERED: "phase step",
         EventKind.PHASE_LEFT: "phase step left_by reason",
         EventKind.PROBE: "phase step score n",
         EventKind.CHECKPOINT: "step",
+        EventKind.ROLLED_BACK: "phase step to_step reason",
         EventKind.PAUSED: "step reason",
         EventKind.STOPPED: "step reason",
         EventKind.FAILED: "reason",

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import NamedTuple
 
 from trajectories.schema import WeightVersion
 
@@ -14,7 +13,6 @@ class State(StrEnum):
 
     WAITING = "waiting"
     INFLIGHT = "inflight"
-    SCORING = "scoring"
     FINISHED = "finished"
     TAKEN = "taken"
 
@@ -39,12 +37,33 @@ class LedgerError(RuntimeError):
     """The owner of the ledger broke its contract; a late answer from outside is never an error."""
 
 
-class Lease(NamedTuple):
-    """One attempt at one group, as an engine holds it."""
+@dataclass(frozen=True, slots=True)
+class Rules:
+    """What a ledger keeps to.
 
-    group_id: str
-    attempt: int
-    engine_id: str
+    Example:
+        >>> Rules(groups_per_step=32, max_staleness=1).max_attempts
+        3
+    """
+
+    groups_per_step: int
+    max_staleness: int
+    max_attempts: int = 3  # a group that failed so often is voided
+    wait_for_slow: bool = True  # rather than drop as stale what finishes too late
+    oversample: float = 1.0  # synchronous mode: so many times a batch is rolled out, and the first that finish make the batch
+    max_uniform: int = 0  # groups of equal rewards that may be dropped for one step
+
+    def __post_init__(self) -> None:
+        if self.groups_per_step < 1 or self.max_staleness < 0 or self.max_attempts < 1 or self.max_uniform < 0:
+            raise LedgerError(
+                f"ledger: needs groups_per_step ≥ 1, max_staleness ≥ 0, max_attempts ≥ 1, max_uniform ≥ 0, got "
+                f"{self.groups_per_step}, {self.max_staleness}, {self.max_attempts}, {self.max_uniform}"
+            )
+        if self.oversample < 1 or (self.oversample > 1 and self.max_staleness):
+            raise LedgerError(
+                f"ledger: oversample is {self.oversample:g} with max_staleness {self.max_staleness}: it must be 1 or more, and 1"
+                " where groups may finish later than the batch that they were admitted for"
+            )
 
 
 @dataclass(slots=True)
@@ -55,12 +74,12 @@ class Group:
     question_id: str
     phase: str
     admitted_at: float
+    sequence: int  # place in the order of admission
     state: State = State.WAITING
     attempt: int = 0
     failures: int = 0
     engine_id: str = ""
-    lease_until: float = 0.0
-    oldest: WeightVersion | None = None
+    oldest: WeightVersion | None = None  # of its tokens; while it is in flight, what its engine served when it started
     finished_at: float = 0.0
     age: int = 0
 

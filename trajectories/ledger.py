@@ -2,45 +2,50 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import asdict
+from heapq import nsmallest
 from typing import Any
 
-from trajectories.groups import Counts, Ending, Fate, Group, Lease, LedgerError, Outcome, State
+from trajectories.groups import Counts, Ending, Fate, Group, LedgerError, Outcome, Rules, State
 from trajectories.schema import WeightVersion
 
-__all__ = ["Counts", "Ending", "Fate", "Group", "Lease", "Ledger", "LedgerError", "Outcome", "State"]
-
-_OUT = (State.INFLIGHT, State.SCORING)  # states in which an engine holds a lease
+__all__ = ["Counts", "Ending", "Fate", "Group", "Ledger", "LedgerError", "Outcome", "Rules", "State"]
 
 
 class Ledger:
-    """Admits groups, leases them to engines, hands full batches to the learner, and ends each group exactly once.
+    """Admits groups, notes which engine has them, hands full batches to the learner, and ends each group exactly once.
 
     ::
 
-        admit ─▶ WAITING ─start─▶ INFLIGHT ─scoring─▶ SCORING ─finish─▶ FINISHED ─take─▶ TAKEN ─trained─▶ trained
-                    ▲                │  └───────────finish──────────────▲  │               │
-                    └─── lost: attempt + 1, from every state but WAITING ◀─┴───────────────┘
-        lost too often ─▶ voided          drop, or too old at take ─▶ dropped
+        admit ─▶ WAITING ─start─▶ INFLIGHT ─finish─▶ FINISHED ─take─▶ TAKEN ─trained─▶ trained
+                    ▲                │                  │  └ uniform      │
+                    └── lost: attempt + 1 ◀─────────────┴────────────────┘
+        lost too often ─▶ voided          drop, uniform, or too old at take ─▶ dropped
 
-    **Bound.** At the step that trains a group, learner number − number of its oldest token ≤ S = `max_staleness`; `take`
-    checks it, so it always holds. Admission makes sure that it hardly ever costs a group. With P = `groups_per_step`, a
-    group is admitted at learner number a only while fewer than (S + 1)·P groups are open and every trained step is
-    retired, so every engine serves at least a and no token of it is older. Batches go oldest admission first. A finished
-    group is passed over only by a batch of P older ones, and at most (S + 1)·P − 1 were open before it: that happens at
-    most S times, so it is taken at learner number a + S or earlier. Only a group that is still unfinished when its turn
-    comes can get too old. With S = 0 at most P groups are open and none can be passed over: the synchronous mode.
+    **Bound.** At the step that trains a group, learner number − number of its oldest token ≤ S = `max_staleness`. `take`
+    checks it, so it always holds.
+
+    **Dates.** A group that started at number a is due at the learner's number a + S. Fewer than (S + 1)·P groups are open at
+    a time (P = `groups_per_step`), and none is admitted between a trained step and its retirement. `take` hands out those
+    that are due first, and waits for slow ones rather than train younger groups in their place when that would leave more
+    groups due by some number than the steps up to it can train. So no group gets too old, however slow, and long episodes
+    are trained as often as short ones. Where `wait_for_slow` is off, the learner never waits while P groups are finished,
+    and those that come too late are dropped as "stale". With S = 0 at most P groups are open: the synchronous mode.
+
+    **Uniform groups** teach nothing where advantages compare the episodes of a group. `drop_uniform` ends them, up to
+    `max_uniform` for one step; then they are trained as they are, so that a batch is never starved.
 
     What ended is announced once by `drain_endings`, whoever ended it. Times are the caller's, in any unit.
 
     Example:
-        >>> ledger = Ledger(groups_per_step=1, max_staleness=0)
+        >>> ledger = Ledger(Rules(groups_per_step=1, max_staleness=0))
         >>> ledger.capacity()
         1
         >>> ledger.admit("g0", question_id="q7", phase="retrieval", now=0.0)
-        >>> attempt = ledger.start("g0", engine_id="e0", version=WeightVersion(1, 0), now=1.0, lease_s=60.0)
+        >>> attempt = ledger.start("g0", engine_id="e0", version=WeightVersion(1, 0))
         >>> ledger.finish("g0", attempt, oldest=WeightVersion(1, 0), now=2.0)
         True
         >>> ledger.take(WeightVersion(1, 0))
@@ -53,38 +58,35 @@ class Ledger:
         (1, ['trained'])
     """
 
-    def __init__(self, groups_per_step: int, max_staleness: int, max_attempts: int = 3) -> None:
-        if groups_per_step < 1 or max_staleness < 0 or max_attempts < 1:
-            raise LedgerError(
-                f"ledger: needs groups_per_step ≥ 1, max_staleness ≥ 0, max_attempts ≥ 1, got "
-                f"{groups_per_step}, {max_staleness}, {max_attempts}"
-            )
-        self.groups_per_step = groups_per_step
-        self.max_staleness = max_staleness
-        self.max_attempts = max_attempts
+    def __init__(self, rules: Rules) -> None:
+        self.rules = rules
         self.ages: Counter[int] = Counter()  # of the trained groups, in versions
-        self._open: dict[str, Group] = {}  # in order of admission, which is the order of training
-        self._ended: set[str] = set()
+        self._open: dict[str, Group] = {}  # in order of admission
+        self._finished: dict[str, Group] = {}
+        self._taken: set[str] = set()
+        self._started: Counter[int] = Counter()  # groups in flight by the number that they started at
+        self._ready: Counter[int] = Counter()  # finished groups by the number of their oldest token
+        self._unchecked: list[str] = []  # finished since the last take
+        self._learner: WeightVersion | None = None  # of the last take
         self._endings: list[Ending] = []
         self._outcomes: Counter[tuple[str, str]] = Counter()
-        self._admitted = self._requeued = self._late = 0
+        self._admitted = self._requeued = self._late = self._uniform = 0
         self._last_step = -1
         self._unretired: set[int] = set()
+        self._slots = math.ceil((rules.max_staleness + 1) * rules.groups_per_step * rules.oversample)
 
     # Admission
 
     def capacity(self) -> int:
         """Groups that may be admitted now; none between a trained step and its retirement, for they would be born too old."""
-        if self._unretired:
-            return 0
-        return max(0, (self.max_staleness + 1) * self.groups_per_step - len(self._open))
+        return 0 if self._unretired else max(0, self._slots - len(self._open))
 
     def admit(self, group_id: str, question_id: str, phase: str, now: float) -> None:
-        if group_id in self._open or group_id in self._ended:
+        if group_id in self._open:
             raise LedgerError(f"group {group_id}: admitted twice; group ids must be unique")
         if self.capacity() < 1:
             raise LedgerError(f"group {group_id}: admitted without a free slot; ask capacity() first")
-        self._open[group_id] = Group(group_id, question_id, phase, admitted_at=now)
+        self._open[group_id] = Group(group_id, question_id, phase, admitted_at=now, sequence=self._admitted)
         self._admitted += 1
 
     def open_ids(self) -> list[str]:
@@ -97,75 +99,80 @@ class Ledger:
         """Groups that need an engine, oldest admission first."""
         return [group.group_id for group in self._open.values() if group.state is State.WAITING]
 
-    def start(self, group_id: str, engine_id: str, version: WeightVersion, now: float, lease_s: float) -> int:
-        """Leases a waiting group to an engine that serves `version`; returns the attempt that its answer must name."""
+    def start(self, group_id: str, engine_id: str, version: WeightVersion) -> int:
+        """An engine that serves `version` begins with a waiting group; returns the attempt that its answer must name."""
         group = self._must_be(group_id, State.WAITING)
-        group.state, group.engine_id, group.oldest, group.lease_until = State.INFLIGHT, engine_id, version, now + lease_s
+        group.engine_id = engine_id
+        self._move(group, State.INFLIGHT, version)
         return group.attempt
-
-    def scoring(self, group_id: str, attempt: int, now: float, lease_s: float) -> bool:
-        """The episodes are generated and a judge outside the actor scores them, under a lease of its own."""
-        group = self._awaited(group_id, attempt, (State.INFLIGHT,))
-        if group is None:
-            return False
-        group.state, group.lease_until = State.SCORING, now + lease_s
-        return True
 
     def finish(self, group_id: str, attempt: int, oldest: WeightVersion, now: float) -> bool:
         """The group's answer has arrived; False, and no more, where nobody awaits this attempt any longer."""
-        group = self._awaited(group_id, attempt, _OUT)
+        group = self._awaited(group_id, attempt, (State.INFLIGHT,))
         if group is None:
             return False
-        group.state, group.oldest, group.finished_at = State.FINISHED, oldest, now
+        group.finished_at = now
+        self._move(group, State.FINISHED, oldest)
+        self._unchecked.append(group_id)
         return True
 
-    def lost(self, group_id: str, attempt: int, reason: str) -> Fate:
-        """The attempt failed, or its bytes are gone although it had finished: try again, or give the group up."""
-        group = self._awaited(group_id, attempt, (*_OUT, State.FINISHED, State.TAKEN))
+    def drop_uniform(self, group_id: str) -> bool:
+        """Ends a finished group whose episodes all earned the same; False where as many were dropped for this step as may be."""
+        group = self._must_be(group_id, State.FINISHED)
+        if self._uniform >= self.rules.max_uniform:
+            return False
+        self._uniform += 1
+        self._end(group, Outcome.DROPPED, "uniform")
+        return True
+
+    def lost(self, group_id: str, attempt: int, reason: str, *, failed: bool = True) -> Fate:
+        """The attempt failed, or its bytes are gone although it had finished: try again, or give the group up.
+
+        An engine that was drained on purpose has not `failed`: that uses up none of the group's attempts.
+        """
+        group = self._awaited(group_id, attempt, tuple(State))
         if group is None:
             return Fate.IGNORED
-        group.failures += 1
-        if group.failures >= self.max_attempts:
+        group.failures += failed
+        if group.failures >= self.rules.max_attempts:
             self._end(group, Outcome.VOIDED, reason)
             return Fate.VOIDED
         self._requeue(group)
         self._requeued += 1
         return Fate.REQUEUED
 
-    def expired(self, now: float) -> list[Lease]:
-        """Leases that are over; the caller reports each as `lost`."""
-        return [
-            Lease(group.group_id, group.attempt, group.engine_id)
-            for group in self._open.values()
-            if group.state in _OUT and group.lease_until <= now
-        ]
-
     # Learning
 
     def take(self, learner: WeightVersion) -> list[str] | None:
-        """A full batch for the learner at this version, oldest admission first; None while there are not enough groups.
+        """A full batch for the learner at this version, those first that are due first; None while it has to wait.
 
         Finished groups that are too old, or that an earlier generation sampled, are dropped as "stale" on the way.
         """
-        if taken := [group.group_id for group in self._open.values() if group.state is State.TAKEN]:
+        if self._taken:
             # A second batch would be trained one version later than the age it was checked for.
-            raise LedgerError(f"take: {len(taken)} groups are still taken, {taken[0]} first; end them before the next batch")
-        fresh: list[Group] = []
-        for group in [group for group in self._open.values() if group.state is State.FINISHED]:
-            assert group.oldest is not None, "a finished group knows its oldest token"
-            if group.oldest > learner:
-                raise LedgerError(f"group {group.group_id}: sampled under {group.oldest}, but the learner is at {learner}")
-            group.age = learner.number - group.oldest.number
-            if group.oldest.generation != learner.generation or group.age > self.max_staleness:
-                self._end(group, Outcome.DROPPED, "stale")
-            else:
-                fresh.append(group)
-        if len(fresh) < self.groups_per_step:
+            raise LedgerError(f"take: {len(self._taken)} groups are still taken; end them before the next batch")
+        self._drop_stale(learner)
+        size = self.rules.groups_per_step
+        if len(self._finished) < size or (self.rules.wait_for_slow and self._someone_would_be_late(learner)):
             return None
-        batch = fresh[: self.groups_per_step]
+        batch = nsmallest(size, self._finished.values(), key=_due)
         for group in batch:
-            group.state = State.TAKEN
+            group.age = learner.number - _oldest(group).number
+            self._move(group, State.TAKEN, group.oldest)
         return [group.group_id for group in batch]
+
+    def waits_for(self, learner: WeightVersion) -> list[str]:
+        """Groups in flight that `take` waits for although a batch is finished, those first that are due first."""
+        if len(self._finished) < self.rules.groups_per_step or not self._someone_would_be_late(learner):
+            return []
+        slow = [group for group in self._open.values() if group.state is State.INFLIGHT]
+        return [group.group_id for group in sorted(slow, key=_due)]
+
+    def surplus(self) -> list[str]:
+        """Once a batch is taken in synchronous mode: what was rolled out beyond it and can never be young enough."""
+        if not self._taken or self.rules.max_staleness:
+            return []
+        return [group_id for group_id in self._open if group_id not in self._taken]
 
     def trained(self, group_ids: Iterable[str], step: int) -> None:
         """The step used these groups. It stays unretired, and admission closed, until `retire(step)`."""
@@ -174,6 +181,7 @@ class Ledger:
             raise LedgerError(f"step {step}: the last trained step was {self._last_step}; steps only grow")
         self._last_step = step
         self._unretired.add(step)
+        self._uniform = 0
         for group in groups:
             self.ages[group.age] += 1
             self._end(group, Outcome.TRAINED, "", step)
@@ -195,6 +203,9 @@ class Ledger:
         """The record of an open group, to read."""
         return self._must_be(group_id, *State)
 
+    def is_open(self, group_id: str) -> bool:
+        return group_id in self._open
+
     def drain_endings(self) -> list[Ending]:
         """Groups that ended since the last call, in order: each group appears once in the life of the ledger."""
         endings, self._endings = self._endings, []
@@ -215,9 +226,16 @@ class Ledger:
             open=len(self._open),
             requeued=self._requeued,
             late=self._late,
-            states=dict(Counter(group.state.value for group in self._open.values())),
+            states=self.states(),
             reasons=dict(reasons),
         )
+
+    def states(self) -> dict[str, int]:
+        """Open groups by state, without those states that no group is in."""
+        inflight, finished, taken = self._started.total(), len(self._finished), len(self._taken)
+        waiting = len(self._open) - inflight - finished - taken
+        counted = {State.WAITING: waiting, State.INFLIGHT: inflight, State.FINISHED: finished, State.TAKEN: taken}
+        return {state.value: n for state, n in counted.items() if n}
 
     # The manifest
 
@@ -244,16 +262,61 @@ class Ledger:
         self._outcomes = Counter({(outcome, reason): n for outcome, reason, n in snapshot["outcomes"]})
         self.ages = Counter(dict(snapshot["ages"]))
         for record in snapshot["open"]:
-            group = Group(**record)
+            group = Group(**record | {"state": State.WAITING, "oldest": None})
             self._requeue(group)
             self._open[group.group_id] = group
 
     # Inside
 
+    def _drop_stale(self, learner: WeightVersion) -> None:
+        """Ages change with the learner's version only, so all finished groups are looked at once per version."""
+        looked_at = self._unchecked if learner == self._learner else list(self._finished)
+        self._learner, self._unchecked = learner, []
+        for group_id in looked_at:
+            group = self._finished.get(group_id)
+            if group is None:
+                continue
+            oldest = _oldest(group)
+            if oldest > learner:
+                raise LedgerError(f"group {group_id}: sampled under {oldest}, but the learner is at {learner}")
+            if oldest.generation != learner.generation or learner.number - oldest.number > self.rules.max_staleness:
+                group.age = learner.number - oldest.number
+                self._end(group, Outcome.DROPPED, "stale")
+
+    def _someone_would_be_late(self, learner: WeightVersion) -> bool:
+        """Whether training the finished groups that are due first leaves more that are due by some number than can be trained by it."""
+        to_take, left, staleness = self.rules.groups_per_step, 0, self.rules.max_staleness
+        numbers = {*self._started, *self._ready}
+        for start in range(min(numbers, default=learner.number), learner.number):
+            taken = min(to_take, self._ready[start])
+            to_take -= taken
+            left += self._ready[start] - taken + self._started[start]
+            if left > max(0, start + staleness - learner.number) * self.rules.groups_per_step:
+                return True
+        return False
+
+    def _move(self, group: Group, state: State, oldest: WeightVersion | None) -> None:
+        """The one place that changes a group's state, so that what is counted by state stays true."""
+        if group.state is State.INFLIGHT:
+            self._started -= Counter([_oldest(group).number])
+        elif group.state is State.FINISHED:
+            self._ready -= Counter([_oldest(group).number])
+            del self._finished[group.group_id]
+        elif group.state is State.TAKEN:
+            self._taken.remove(group.group_id)
+        group.state, group.oldest = state, oldest
+        if state is State.INFLIGHT:
+            self._started[_oldest(group).number] += 1
+        elif state is State.FINISHED:
+            self._ready[_oldest(group).number] += 1
+            self._finished[group.group_id] = group
+        elif state is State.TAKEN:
+            self._taken.add(group.group_id)
+
     def _must_be(self, group_id: str, *states: State) -> Group:
         group = self._open.get(group_id)
         if group is None:
-            raise LedgerError(f"group {group_id}: {'ended already' if group_id in self._ended else 'was never admitted'}")
+            raise LedgerError(f"group {group_id}: is not open; it has ended, or was never admitted")
         if group.state not in states:
             raise LedgerError(f"group {group_id}: is {group.state}, needed {' or '.join(states)}")
         return group
@@ -266,15 +329,24 @@ class Ledger:
         return group
 
     def _requeue(self, group: Group) -> None:
-        group.state, group.attempt = State.WAITING, group.attempt + 1
-        group.engine_id, group.oldest, group.lease_until, group.finished_at, group.age = "", None, 0.0, 0.0, 0
+        self._move(group, State.WAITING, None)
+        group.attempt += 1
+        group.engine_id, group.finished_at, group.age = "", 0.0, 0
 
     def _end(self, group: Group, outcome: Outcome, reason: str, step: int = -1) -> None:
+        engine_id, age = group.engine_id, group.age
+        self._move(group, State.WAITING, None)
         del self._open[group.group_id]
-        self._ended.add(group.group_id)
         self._outcomes[(outcome.value, reason)] += 1
         self._endings.append(
-            Ending(
-                group.group_id, group.question_id, group.phase, group.attempt, group.engine_id, outcome, reason, step, group.age
-            )
+            Ending(group.group_id, group.question_id, group.phase, group.attempt, engine_id, outcome, reason, step, age)
         )
+
+
+def _oldest(group: Group) -> WeightVersion:
+    assert group.oldest is not None, "a group that has started knows its version"
+    return group.oldest
+
+
+def _due(group: Group) -> tuple[int, int]:
+    return _oldest(group).number, group.sequence

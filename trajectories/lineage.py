@@ -78,6 +78,7 @@ _HISTORY = frozenset(
         EventKind.RESUMED,
         EventKind.PUBLISHED,
         EventKind.ACK,
+        EventKind.ROLLED_BACK,
         EventKind.PAUSED,
         EventKind.STOPPED,
         EventKind.FAILED,

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import asyncio
-from dataclasses import dataclass
+from collections import Counter
+from dataclasses import dataclass, field
 
-from actors.messages import GroupRequest, GroupSummary, GroupVoided
-from actors.pool import RolloutPool
+from actors.messages import Examined, GroupRequest
 from curriculum.config import PhaseConfig
 from medr3.config import RunConfig
+from medr3.evaluation.asking import Examination, ask, episodes_at_once
 from tasks.questions import Question
 from tasks.world import Universe
 
-ATTEMPTS = 3  # an engine may die during an evaluation as well; what fails three times is no accident
-QUESTIONS_PER_CALL = 25  # one call costs milliseconds, and a failed one asks all of its questions again
+STRONG = (1, 2)  # evidence levels: meta-analyses and randomised trials
 
 
 @dataclass(frozen=True)
@@ -26,15 +25,33 @@ class Score:
     strong_evidence: float  # share of cited documents of levels I and II; 0 where nothing was cited
     searches: float  # per question
     finishes: dict[str, int]
+    correct: dict[str, bool] = field(default_factory=dict)  # by question id
+
+    @classmethod
+    def of(cls, questions: list[Question], records: list[Examined]) -> Score:
+        """One record per question, in the same order."""
+        by_kind: dict[str, list[bool]] = {}
+        for question, record in zip(questions, records, strict=True):
+            by_kind.setdefault(question.kind.value, []).append(record.correct)
+        cited = [level for record in records for level in record.cited_levels]
+        return cls(
+            accuracy=sum(record.correct for record in records) / len(records),
+            n=len(records),
+            by_kind={kind: sum(hits) / len(hits) for kind, hits in sorted(by_kind.items())},
+            strong_evidence=sum(level in STRONG for level in cited) / len(cited) if cited else 0.0,
+            searches=sum(record.searches for record in records) / len(records),
+            finishes=dict(Counter(record.finish for record in records)),
+            correct={record.question_id: record.correct for record in records},
+        )
 
 
 class Examiner:
     """Asks held-out questions. The world that decides plateaus is never the one that is reported."""
 
-    def __init__(self, pool: RolloutPool, config: RunConfig, universe: Universe) -> None:
-        self._pool, self._config = pool, config
+    def __init__(self, examination: Examination, config: RunConfig, universe: Universe) -> None:
+        self._examination, self._config = examination, config
         self._questions = {
-            (purpose, phase.name): _mixture(universe, purpose, phase, count)
+            (purpose, phase.name): mixture(universe, purpose, phase, count)
             for purpose, count in (("probe", config.evaluation.probe_questions), ("test", config.evaluation.test_questions))
             for phase in config.curriculum.phases
         }
@@ -56,34 +73,11 @@ class Examiner:
             )
             for question in questions
         ]  # fmt: skip
-        calls = [requests[start : start + QUESTIONS_PER_CALL] for start in range(0, len(requests), QUESTIONS_PER_CALL)]
-        summaries = [summary for answered in await asyncio.gather(*map(self._examined, calls)) for summary in answered]
-        by_kind: dict[str, list[bool]] = {}
-        finishes: dict[str, int] = {}
-        for question, summary in zip(questions, summaries, strict=True):
-            by_kind.setdefault(question.kind.value, []).append(summary.correct[0])
-            for finish, count in summary.finishes.items():
-                finishes[finish] = finishes.get(finish, 0) + count
-        cited = [level for summary in summaries for level in summary.evidence_levels]
-        return Score(
-            accuracy=sum(summary.correct[0] for summary in summaries) / len(summaries),
-            n=len(summaries),
-            by_kind={kind: sum(hits) / len(hits) for kind, hits in sorted(by_kind.items())},
-            strong_evidence=sum(1 for level in cited if 1 <= level <= 2) / len(cited) if cited else 0.0,
-            searches=sum(summary.searches for summary in summaries) / len(summaries),
-            finishes=finishes,
-        )
-
-    async def _examined(self, requests: list[GroupRequest]) -> list[GroupSummary]:
-        for _ in range(ATTEMPTS):
-            try:
-                return await self._pool.examine(requests)
-            except GroupVoided as error:
-                reason = str(error)
-        raise GroupVoided(f"evaluation: {len(requests)} questions failed {ATTEMPTS} times, at last with: {reason}")
+        return Score.of(questions, await ask(self._examination, requests, episodes_at_once(self._config.rollout)))
 
 
-def _mixture(universe: Universe, purpose: str, phase: PhaseConfig, count: int) -> list[Question]:
+def mixture(universe: Universe, purpose: str, phase: PhaseConfig, count: int) -> list[Question]:
+    """Held-out questions of a phase, as many of each source as its share says."""
     total = sum(phase.mixture.values())
     found: list[Question] = []
     for source, weight in phase.mixture.items():

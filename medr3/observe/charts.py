@@ -57,6 +57,7 @@ class Chart:
     bands: list[Band] = field(default_factory=list)
     marks: list[Mark] = field(default_factory=list)
     top: float | None = None
+    x_name: str = "step"
 
     @property
     def empty(self) -> bool:
@@ -71,6 +72,34 @@ def figure(chart: Chart) -> str:
         f'<figcaption><b>{escape(chart.title)}</b> <span class="unit">{escape(chart.unit)}</span>{_legend(chart)}</figcaption>'
     )
     return f"<figure>{caption}{_svg(chart, WIDE, 'wide')}{_svg(chart, NARROW, 'narrow')}</figure>"
+
+
+# What the page's style sheet says of charts, for one that stands alone.
+_STYLE = """
+svg { --soft: #646b78; --grid: #ebe9e4; --c0: #1f6feb; --c1: #c2571a; --c2: #14805e; background: #fff; font: 11px sans-serif; }
+.grid { stroke: var(--grid); } .tick, .phase { fill: var(--soft); } .phase { font-weight: 600; } .hover { fill: transparent; }
+.c0 { --c: var(--c0); } .c1 { --c: var(--c1); } .c2 { --c: var(--c2); } .dot, .name { fill: var(--c); }
+.curve { fill: none; stroke-width: 2; } .curve, .whisker { stroke: var(--c); } .whisker { opacity: .5; }
+.curve.faint { stroke-width: 1; opacity: .45; }
+"""
+
+
+def standalone(chart: Chart) -> str:
+    """The chart as an SVG file of its own, with its title and the names of its curves; nothing where there is nothing to draw."""
+    if chart.empty:
+        return ""
+    width, height = WIDE
+    written = [f'<text class="phase" x="{MARGIN_LEFT}" y="12">{escape(f"{chart.title}, {chart.unit}")}</text>']
+    right = width - MARGIN_RIGHT
+    for series in reversed(chart.series if len(chart.series) > 1 else []):
+        written.append(f'<text class="name c{series.colour}" text-anchor="end" x="{right}" y="12">{escape(series.name)}</text>')
+        right -= round(PIXELS_PER_CHARACTER * len(series.name)) + 12
+    written.append(
+        f'<text class="tick" text-anchor="end" x="{width - MARGIN_RIGHT}" y="{height - 1}">{escape(chart.x_name)}</text>'
+    )
+    opening = f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{height}" '
+    drawn = _svg(chart, WIDE, "wide").replace("<svg ", opening, 1)
+    return drawn.replace(">", f"><style>{_STYLE}</style>", 1).removesuffix("</svg>") + "".join(written) + "</svg>\n"
 
 
 def ticks(top: float, bottom: float = 0.0, wanted: int = 4) -> list[float]:
@@ -140,7 +169,7 @@ def _svg(chart: Chart, size: tuple[int, int], kind: str) -> str:
     first = min(xs)
     scale = ticks(chart.top if chart.top is not None else highest * 1.02, lowest)
     frame = _Frame(*size, first, max(*xs, first + 1), scale[0], scale[-1])
-    label = f"{chart.title}, {chart.unit}, from step {readable(first)} to {readable(max(xs))}. {_spoken(chart)}"
+    label = f"{chart.title}, {chart.unit}, from {chart.x_name} {readable(first)} to {readable(max(xs))}. {_spoken(chart)}"
     body = [_bands(chart, frame), _axes(scale, frame), _marks(chart, frame)]
     body += [_curve(series, frame) for series in chart.series]
     body.append(_tooltips(chart, frame))
@@ -236,6 +265,7 @@ def _tooltips(chart: Chart, frame: _Frame) -> str:
     ]  # fmt: skip
     return "".join(
         f'<rect class="hover" x="{left:.1f}" y="{MARGIN_TOP}" width="{max(right - left, 0):.1f}"'
-        f' height="{frame.height - MARGIN_TOP - MARGIN_BOTTOM}"><title>step {readable(step)}: {escape(", ".join(at[step]))}</title></rect>'
+        f' height="{frame.height - MARGIN_TOP - MARGIN_BOTTOM}"><title>{escape(chart.x_name)} {readable(step)}:'
+        f" {escape(', '.join(at[step]))}</title></rect>"
         for step, (left, right) in zip(steps, pairwise(edges), strict=True)
     )

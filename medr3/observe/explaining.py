@@ -8,7 +8,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import pyarrow.parquet as pq
 from pydantic import TypeAdapter, ValidationError
 
 from medr3.errors import UserError
@@ -22,8 +21,8 @@ from rewards.recipes import load_recipe
 from rewards.registry import needs
 from rewards.table import episode_of
 from tasks.questions import Question
+from trajectories.reading import Record
 from trajectories.schema import Episode
-from trajectories.store import stored_steps
 
 _EPISODE = TypeAdapter(Episode)
 LONGEST_REASON = 90  # characters of a line that still reads well in a terminal
@@ -97,13 +96,14 @@ def read_episode(path: Path, question_path: Path | None) -> tuple[Question, Epis
 
 
 def find_episode(run: Path, episode_id: str) -> Episode:
-    """The stored row of an episode, named by its id or as group/episode."""
-    group, _, name = episode_id.rpartition("/")
-    for stored in stored_steps(run / "trajectories"):
-        for row in pq.read_table(stored.path, filters=[("episode_id", "==", name)]).to_pylist():
-            if not group or row["group_id"] == group:
-                return episode_of(row)
-    raise UserError(f"{run}: no stored episode {episode_id!r}: the report and the Parquet files below trajectories/ name them")
+    """The recorded row of an episode, named by its id or as group/episode."""
+    try:
+        row = Record(run).find(episode_id)
+    except (OSError, ValueError) as error:
+        raise UserError(f"{run}: {' '.join(str(error).split())}") from None
+    if row is None:
+        raise UserError(f"{run}: no recorded episode {episode_id!r}: medr3 trajectories show {run.name} names the last ones")
+    return episode_of(row)
 
 
 async def _own_rewards(recipe: RewardRecipe, question: Question, episode: Episode) -> dict[str, Earned]:

@@ -29,7 +29,7 @@ def report_memory(config: RunConfig) -> MemoryReport:
     rollout = estimate_engine(
         shape,
         dtype=engine.dtype,
-        on_gpu=engine.gpus > 0,
+        on_gpu=not engine.on_cpu,
         tensor_parallel=engine.tensor_parallel_size,
         kv_cache_mib=engine.kv_cache_mib,
         max_num_seqs=engine.max_num_seqs,
@@ -45,7 +45,7 @@ def report_memory(config: RunConfig) -> MemoryReport:
     )
     cards = (
         (learner, config.learner.gpus_per_worker, config.hardware.learner_gpu_gib),
-        (rollout, engine.gpus, config.hardware.engine_gpu_gib),
+        (rollout, 0 if engine.on_cpu else engine.gpus, config.hardware.engine_gpu_gib),
     )
     # On a CPU nothing is refused here: the preflight looks at the memory that is free.
     on_gpus = [(plan, gib * min(share, 1)) for plan, share, gib in cards if share > 0]

@@ -47,7 +47,8 @@ class Checkpointing:
     async def _sealed(self, written: Coroutine[Any, Any, None], manifest: Manifest) -> None:
         state = self._state
         await written
-        state.journal.events.sync()
+        state.journal.sync()
+        write_manifest(state.config.run.folder / manifest.checkpoint, manifest)  # a rollback goes on from this state
         write_manifest(state.config.run.folder, manifest)
         state.checkpoints = manifest.checkpoints
         self.last_step = manifest.step

@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 from curriculum.controller import Controller
 from medr3.config import RunConfig
+from medr3.evaluation.leakage import refuse_leaks
 from medr3.observe.report import write_report
 from medr3.observe.summary import closing_table
 from medr3.observe.tracker import Tracker
@@ -14,6 +15,7 @@ from medr3.run.journal import Journal
 from medr3.run.loop import TrainingLoop
 from medr3.run.manifest import Manifest, write_json
 from medr3.run.progress import Progress
+from medr3.run.rollback import roll_back
 from medr3.run.sampler import QuestionSampler
 from medr3.run.services import Services, connect_ray, index_hash, prepare_index, prepare_model
 from medr3.run.state import RunState
@@ -22,8 +24,8 @@ from tasks.world import Universe
 from trajectories.audit import audit
 from trajectories.events import EventKind, EventLog
 from trajectories.ledger import Ledger
+from trajectories.recorder import Recorder
 from trajectories.schema import WeightVersion
-from trajectories.store import TrajectoryStore
 
 
 class Course:
@@ -38,9 +40,11 @@ class Course:
         self._watchdog = Watchdog(config.run.stall_timeout_s)
         self._progress = Progress.restored(manifest.progress) if manifest else Progress()
 
-    async def run(self) -> int:
+    async def run(self) -> int | None:
+        """The exit code; None where the run was rolled back, and goes on from its manifest in a course of its own."""
         config, manifest, watchdog = self._config, self._manifest, self._watchdog
         universe = Universe.build(config.world, config.run.seed)
+        refuse_leaks(universe)
         journal = self._open_journal()
         try:
             journal.status(state="preparing", phase="", step=self._progress.step)
@@ -68,16 +72,20 @@ class Course:
             try:
                 state = self._state(services, universe, index_hash(folder), journal, version)
                 self.training = True
-                await TrainingLoop(state).run()
+                collapse = await TrainingLoop(state).run()
             finally:
                 self.training = False
                 with watchdog.stage("stop services"):
                     await services.stop()
+            if collapse is not None:
+                roll_back(state, collapse)
+                return None
             self._sum_up(state)
             return 0
         finally:
             journal.tracker.close()
             journal.events.close()
+            journal.store.close()
 
     def _open_journal(self) -> Journal:
         config, manifest = self._config, self._manifest
@@ -86,7 +94,8 @@ class Course:
             folder, config.tracking, name=config.run.name, settings=config.model_dump(mode="json"),
             tracker_id=manifest.tracker_id if manifest else "", resume_step=manifest.step if manifest else None,
         )  # fmt: skip
-        return Journal(folder, EventLog(folder / "events.jsonl"), tracker, TrajectoryStore(folder / "trajectories"))
+        recorder = Recorder(folder / "trajectories", generation=manifest.generation + 1 if manifest else 1)
+        return Journal(folder, EventLog(folder / "events.jsonl"), tracker, recorder)
 
     def _announce(self, journal: Journal, version: WeightVersion) -> None:
         config, manifest = self._config, self._manifest
@@ -103,7 +112,7 @@ class Course:
 
     def _state(self, services: Services, universe: Universe, index: str, journal: Journal, version: WeightVersion) -> RunState:
         config, manifest = self._config, self._manifest
-        ledger = Ledger(config.rollout.groups_per_step, config.rollout.max_staleness, config.rollout.max_attempts)
+        ledger = Ledger(config.ledger_rules())
         sampler = QuestionSampler(universe, config.run.seed)
         controller = Controller(config.curriculum)
         if manifest is not None:
@@ -146,6 +155,8 @@ class Course:
             "max_age": max(state.ledger.ages, default=0),
             "time_by_stage": progress.stage_seconds(self._watchdog.seconds),
             "steps": progress.step,
+            "model_tokens": progress.model_tokens,
+            "rollbacks": progress.rollbacks,
         }
         write_json(config.run.folder / "summary.json", summary)
         report = write_report(config.run.folder)

@@ -6,6 +6,9 @@ import asyncio
 import time
 import zlib
 
+from ray.exceptions import RayError
+
+from actors.failures import EngineDrained
 from actors.messages import GroupRequest, GroupVoided
 from medr3.run.journal import FinishedGroup
 from medr3.run.state import RunState
@@ -18,54 +21,104 @@ class Feed:
 
     def __init__(self, state: RunState) -> None:
         self._state = state
+        self._running: dict[str, asyncio.Task[None]] = {}
 
     async def run(self) -> None:
         """Admits for ever; cancelled, it takes its group tasks with it."""
         state = self._state
         async with asyncio.TaskGroup() as groups:
             for group_id in state.ledger.waiting():  # left over by a resume
-                groups.create_task(self._roll_out(group_id))
+                self._begin(groups, group_id)
             while True:
                 while state.ledger.capacity() > 0:
-                    groups.create_task(self._roll_out(self._admit()))
+                    self._begin(groups, self._admit())
                 state.slot_free.clear()
                 await state.slot_free.wait()
+
+    def give_up(self, group_ids: list[str], reason: str) -> None:
+        """Ends groups that nobody wants any longer; their engines stop in mid-sentence."""
+        for group_id in group_ids:
+            if task := self._running.pop(group_id, None):
+                task.cancel()
+        self._state.ledger.drop(group_ids, reason)
+
+    def _begin(self, groups: asyncio.TaskGroup, group_id: str) -> None:
+        task = self._running[group_id] = groups.create_task(self._roll_out(group_id))
+        task.add_done_callback(lambda ended: self._running.pop(group_id, None))
 
     def _admit(self) -> str:
         state = self._state
         group_id = state.progress.new_group_id()
-        question = state.sampler.next(state.config.curriculum.phases, state.controller.phase_index)
+        question = state.sampler.next(
+            state.config.curriculum.phases, state.controller.phase_index, state.controller.steps_in_phase
+        )
         phase = state.controller.phase.name
         state.ledger.admit(group_id, question.id, phase, time.monotonic())
         state.journal.events.append(EventKind.ADMITTED, group_id=group_id, question_id=question.id, phase=phase)
         return group_id
 
     async def _roll_out(self, group_id: str) -> None:
-        state = self._state
-        while True:
-            group = state.ledger.group(group_id)
-            question = state.universe.question(group.question_id)
-            rules = state.config.rules(group.phase, question.source)
-            lease_s = state.config.rollout.group_timeout_s  # the pool keeps it: a late group comes back as GroupVoided
-            attempt = state.ledger.start(group_id, "pool", state.version, time.monotonic(), lease_s)
-            request = GroupRequest(
-                run_id=state.config.run.name, group_id=group_id, attempt=attempt, phase=group.phase, question=question,
-                n=state.config.rollout.group_size, temperature=rules.temperature,
-                seed=zlib.crc32(f"{state.config.run.seed}/{group_id}/{attempt}".encode()),
-                budget=state.config.phase_budget(rules), recipe=state.config.rewards[rules.reward],
-            )  # fmt: skip
+        """One attempt after the other, until the group is finished or given up. Each attempt's lease is kept by the pool."""
+        while self._state.ledger.is_open(group_id):
+            request = self._request(group_id)
             try:
-                summary, rows = await state.pool.run_group(request)
-                table = await rows
+                finished = await self._attempt(request)
             except GroupVoided as error:
-                if state.ledger.lost(group_id, attempt, str(error)) is Fate.REQUEUED:
-                    state.journal.events.append(EventKind.REQUEUED, group_id=group_id, attempt=attempt, reason=str(error))
-                    continue
-                state.journal.endings(state.ledger, state.finished, state.version)
-                state.slot_free.set()
+                self._lost(request, error)
+            else:
+                self._finish(request, finished)
                 return
-            if state.ledger.finish(group_id, attempt, summary.oldest, time.monotonic()):
-                state.finished[group_id] = FinishedGroup(summary, question.source, rows, table)
-                state.watchdog.progress(f"group {group_id} finished")
-                state.arrived.set()
+
+    async def _attempt(self, request: GroupRequest) -> FinishedGroup:
+        state = self._state
+
+        def started(engine_id: str) -> None:
+            state.ledger.start(request.group_id, engine_id, state.version)
+
+        summary, rows = await state.pool.run_group(request, started)
+        try:
+            table = await rows
+        except RayError as error:
+            raise GroupVoided(f"rows lost: {summary.engine_id}: {type(error).__name__}") from error
+        finished = FinishedGroup(summary, request.question.source, rows, table)
+        await state.journal.spooled(finished)
+        return finished
+
+    def _request(self, group_id: str) -> GroupRequest:
+        state = self._state
+        group = state.ledger.group(group_id)
+        question = state.universe.question(group.question_id)
+        rules = state.config.rules(group.phase, question.source)
+        return GroupRequest(
+            run_id=state.config.run.name, group_id=group_id, attempt=group.attempt, phase=group.phase, question=question,
+            n=state.config.rollout.group_size, temperature=rules.temperature,
+            seed=zlib.crc32(f"{state.config.run.seed}/{group_id}/{group.attempt}".encode()),
+            budget=state.config.phase_budget(rules), recipe=state.config.rewards[rules.reward], temperatures=rules.temperatures,
+        )  # fmt: skip
+
+    def _finish(self, request: GroupRequest, group: FinishedGroup) -> None:
+        state, group_id = self._state, request.group_id
+        if not state.ledger.finish(group_id, request.attempt, group.summary.oldest, time.monotonic()):
             return
+        state.finished[group_id] = group
+        state.sampler.observe(request.question.id, sum(group.summary.correct), len(group.summary.correct))
+        state.watchdog.progress(f"group {group_id} finished")
+        if len(set(group.summary.rewards)) == 1 and state.ledger.drop_uniform(group_id):
+            self._ended()
+        state.arrived.set()
+
+    def _lost(self, request: GroupRequest, error: GroupVoided) -> None:
+        state, reason = self._state, str(error)
+        failed = not isinstance(error, EngineDrained)
+        fate = state.ledger.lost(request.group_id, request.attempt, reason, failed=failed)
+        if fate is Fate.REQUEUED:
+            state.journal.events.append(
+                EventKind.REQUEUED, group_id=request.group_id, attempt=request.attempt, reason=reason
+            )  # fmt: skip
+        else:
+            self._ended()
+
+    def _ended(self) -> None:
+        state = self._state
+        state.journal.endings(state.ledger, state.finished, state.version)
+        state.slot_free.set()

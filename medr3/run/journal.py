@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import math
 import os
 import socket
@@ -9,20 +10,22 @@ import time
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pyarrow as pa
 from ray import ObjectRef
 
 from actors.messages import GroupSummary
+from actors.protocol import FinishReason
 from medr3.observe.tracker import Tracker
 from medr3.run.manifest import write_json
 from trajectories.events import EventKind, EventLog
 from trajectories.groups import Outcome
 from trajectories.ledger import Ledger
 from trajectories.publication import Publication, WeightAck
+from trajectories.recorder import Recorder
 from trajectories.schema import WeightVersion
-from trajectories.store import TrajectoryStore, with_ending
+from trajectories.store import with_ending
 
 
 @dataclass
@@ -42,8 +45,9 @@ class Journal:
     folder: Path
     events: EventLog
     tracker: Tracker
-    store: TrajectoryStore
+    store: Recorder
     _unstored: list[pa.Table] = field(default_factory=list)
+    _ended: list[str] = field(default_factory=list)
 
     def published(self, publication: Publication) -> None:
         """New weights; the publish number is the step that made them."""
@@ -62,6 +66,7 @@ class Journal:
         """Writes down every group that ended since the last call, and keeps its rows for the step's file."""
         for ending in ledger.drain_endings():
             group = finished.pop(ending.group_id, None)
+            self._ended.append(ending.group_id)
             if ending.outcome is Outcome.TRAINED:
                 assert group is not None, "a trained group has rows"
                 self.events.append(
@@ -75,15 +80,25 @@ class Journal:
             if group is not None:
                 self._unstored.append(with_ending(group.table, ending.outcome.value, ending.reason, ending.step, learner))
 
-    def store_step(self, step: int, generation: int) -> None:
-        """One file per step, with all groups that ended since the last one."""
-        self.store.write(step, generation, self._unstored)
-        self._unstored = []
+    async def spooled(self, group: FinishedGroup) -> None:
+        """Returns once a crash of this process does not lose the group."""
+        await asyncio.wrap_future(self.store.finished(group.table))
 
-    def store_rest(self, step: int, generation: int) -> None:
+    def store_step(self, step: int) -> None:
+        """One file per step, with all groups that ended since the last one; written while the loop goes on."""
+        self.store.step(step, self._unstored, self._ended)
+        self._unstored, self._ended = [], []
+
+    def store_rest(self, step: int) -> None:
         """At the end of a run: groups that ended after the last step, in a file of their own."""
-        if self._unstored:
-            self.store_step(step + 1, generation)
+        if self._ended:
+            self.store_step(step + 1)
+        self.store.sync()
+
+    def sync(self) -> None:
+        """Forces what was written onto the disk; called before a manifest that refers to it."""
+        self.store.sync()
+        self.events.sync()
 
     def say(self, line: str) -> None:
         """A line for the person at the terminal."""
@@ -105,6 +120,31 @@ class Journal:
         """What `medr3 status` shows."""
         known = {"pid": os.getpid(), "host": socket.gethostname(), "time": time.time(), "run": self.folder.name}
         write_json(self.folder / "status.json", known | fields)
+
+
+class Seconds(NamedTuple):
+    """Where the wall time of a step went: the wait for a batch, that part of it in which only slow groups were missing, learning."""
+
+    waited: float
+    waited_for_slow: float
+    learned: float
+    whole: float
+
+
+def step_metrics(groups: list[FinishedGroup], phase: str, learner: dict[str, float], seconds: Seconds) -> dict[str, float]:
+    """All that a learner step is told of: what its groups were like, what the learner measured, and how long it took."""
+    tokens = sum(group.summary.model_tokens for group in groups)
+    episodes = sum(len(group.summary.rewards) for group in groups)
+    return {
+        **group_metrics(groups, phase),
+        **{f"learner/{name}": value for name, value in learner.items()},
+        "rollout/tokens_per_s": tokens / seconds.whole,
+        "rollout/episodes_per_s": episodes / seconds.whole,
+        "time/rollout": seconds.waited,
+        "time/rollout_for_slow": seconds.waited_for_slow,
+        "time/learn": seconds.learned,
+        "time/sync": seconds.whole - seconds.waited - seconds.learned,
+    }
 
 
 def group_metrics(groups: list[FinishedGroup], phase: str) -> dict[str, float]:
@@ -139,7 +179,8 @@ def group_metrics(groups: list[FinishedGroup], phase: str) -> dict[str, float]:
     for group in groups:
         finishes.update(group.summary.finishes)
         levels.update(group.summary.evidence_levels)
-    metrics |= {f"finish/{name}": count / episodes for name, count in sorted(finishes.items())}
+    # Those that did not happen are 0, not absent: a collapse shows in what disappears.
+    metrics |= {f"finish/{reason}": finishes[reason] / episodes for reason in FinishReason}
     cited = sum(levels.values())
     return metrics | {f"evidence/{level}": count / cited for level, count in sorted(levels.items())}
 

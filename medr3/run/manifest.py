@@ -7,14 +7,13 @@ import os
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from medr3.errors import UserError
 
 MANIFEST, CHECKPOINTS = "manifest.json", "checkpoints"
-MANIFEST_SCHEMA = 2
 
 
 class CheckpointRecord(BaseModel):
@@ -35,7 +34,7 @@ class Manifest(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    schema_version: int = MANIFEST_SCHEMA
+    schema_version: Literal[3] = 3
     run_id: str
     step: int
     generation: int
@@ -65,14 +64,14 @@ def write_json(path: Path, value: object) -> None:
     os.replace(unfinished, path)
 
 
-def write_manifest(run_folder: Path, manifest: Manifest) -> None:
-    """From this moment on a resume starts here."""
-    write_json(run_folder / MANIFEST, manifest.model_dump(mode="json"))
+def write_manifest(folder: Path, manifest: Manifest) -> None:
+    """Into a checkpoint's folder, or into the run's: from that moment on a resume starts here."""
+    write_json(folder / MANIFEST, manifest.model_dump(mode="json"))
 
 
-def open_manifest(run_folder: Path) -> Manifest | None:
-    """The manifest of a run, whatever its configuration; None where the run has none yet."""
-    path = run_folder / MANIFEST
+def open_manifest(folder: Path) -> Manifest | None:
+    """The manifest of a run or of a checkpoint, whatever its configuration; None where there is none yet."""
+    path = folder / MANIFEST
     if not path.exists():
         return None
     try:

@@ -30,6 +30,7 @@ class Progress:
     last_probe: dict[str, dict[str, float]] = field(default_factory=dict)  # by phase: step and score
     heldout_by_phase: dict[str, dict[str, dict[str, Any]]] = field(default_factory=dict)
     phases: list[dict[str, Any]] = field(default_factory=list)
+    rollbacks: list[dict[str, Any]] = field(default_factory=list)  # steps that were taken back, and why
     _started: float = field(default_factory=time.monotonic)
 
     def new_group_id(self) -> str:
@@ -40,6 +41,17 @@ class Progress:
     def probed(self, phase: str, score: float) -> None:
         """The score by which a phase's checkpoints are told from each other."""
         self.last_probe[phase] = {"step": self.step, "score": score}
+
+    def probed_at(self, step: int, phase: str) -> dict[str, float]:
+        """The metric of a probe, if there was one after this step."""
+        last = self.last_probe.get(phase)
+        return {"heldout/accuracy": last["score"]} if last and last["step"] == step else {}
+
+    def stepped(self, step: int, model_tokens: int, seconds: float) -> None:
+        """A learner step was made; `seconds` are the wall time that it took."""
+        self.step = step
+        self.model_tokens += model_tokens
+        self.rollout_s += seconds
 
     def reported(self, stage: str, phase: str, score: Score, without: Score | None) -> None:
         """A stage's held-out score in one phase's setting."""

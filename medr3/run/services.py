@@ -109,7 +109,7 @@ async def prepare_model(config: RunConfig, universe: Universe, index_folder: Pat
     if (folder / "cold_start.json").exists():
         say(f"cold start: taken from {folder}")
         return folder
-    top_k = max(phase.top_k for phase in config.curriculum.phases)
+    top_k = max(config.phase_budget(phase).top_k for phase in config.curriculum.phases)
     task = ray.remote(_teach).options(num_returns="streaming", num_cpus=1, max_retries=0)
     lines: Any = task.remote(
         universe, config.cold_start, str(index_folder), config.retrieval, top_k, config.run.seed, str(folder.resolve())

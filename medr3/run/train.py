@@ -108,12 +108,16 @@ async def _train(config: RunConfig, manifest: Manifest | None) -> int:
         for number in (signal.SIGINT, signal.SIGTERM):
             loop.add_signal_handler(number, asked_to_stop)
 
-    course = Course(config, manifest, stop, on_ray_started=listen)  # starting Ray puts its own handlers in place
-    listen()
-    try:
-        return await course.run()
-    finally:
-        await asyncio.to_thread(ray.shutdown)
+    while True:
+        course = Course(config, manifest, stop, on_ray_started=listen)  # starting Ray puts its own handlers in place
+        listen()
+        try:
+            code = await course.run()
+        finally:
+            await asyncio.to_thread(ray.shutdown)
+        if code is not None:
+            return code
+        manifest = read_manifest(config.run.folder, config.hash())  # rolled back: go on from there
 
 
 def _reason(error: BaseException) -> str:

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
+
+# Asking every engine what it does takes a ping.
+_EXPLAIN_S = 10
 
 
 class RunStalled(Exception):
@@ -36,18 +39,31 @@ class Watchdog:
             self._stage = outer
             self._last_at = self._clock()
 
+    @property
+    def current(self) -> str:
+        """The stage that the main loop is in."""
+        return self._stage
+
     def progress(self, what: str) -> None:
         """Something good happened."""
         self._last, self._last_at = what, self._clock()
 
-    def check(self) -> None:
-        """Raises where the time is over."""
-        waited = self._clock() - self._last_at
-        if waited > self._timeout_s:
-            raise RunStalled(f"no progress in stage {self._stage!r} for {waited:.0f} s; the last good thing: {self._last}")
+    def overdue(self) -> bool:
+        """Whether nothing good has happened for too long."""
+        return self._clock() - self._last_at > self._timeout_s
 
-    async def watch(self) -> None:
-        """Checks for ever."""
+    async def watch(self, explain: Callable[[str], Awaitable[str]]) -> None:
+        """Checks for ever; `explain` says in words what a stage that stands still waits for, and may ask others for it."""
         while True:
             await asyncio.sleep(min(1.0, self._timeout_s / 4))
-            self.check()
+            if self.overdue():
+                stage = await self._explained(explain)
+                if self.overdue():  # still, after having asked
+                    waited = self._clock() - self._last_at
+                    raise RunStalled(f"no progress for {waited:.0f} s in stage {stage}; the last good thing: {self._last}")
+
+    async def _explained(self, explain: Callable[[str], Awaitable[str]]) -> str:
+        try:
+            return await asyncio.wait_for(explain(self._stage), _EXPLAIN_S)
+        except Exception as error:  # whoever is asked may be what hangs
+            return f"{self._stage} (why, nobody could tell: {type(error).__name__})"

@@ -19,8 +19,8 @@ WORDS = ["what", "dose", "lomab", "?", "rct", "kg", *[str(digit) for digit in ra
 CANARY_IDS = [2, 5, 9, 4, 13, 7, 20, 11, 3, 17, 8, 6]
 
 
-def build_tokenizer() -> PreTrainedTokenizerFast:
-    vocabulary = {token: i for i, token in enumerate(["<eos>", "<unk>", "<pad>", *TAGS, *WORDS])}
+def build_tokenizer(more_tags: tuple[str, ...] = ()) -> PreTrainedTokenizerFast:
+    vocabulary = {token: i for i, token in enumerate(["<eos>", "<unk>", "<pad>", *TAGS, *WORDS, *more_tags])}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     wrapped = PreTrainedTokenizerFast(

@@ -96,7 +96,7 @@ async def tell(folder: Path) -> SimpleNamespace:
         publication = await one.start(story.model_dir, WeightVersion(2, 2), story.checkpoint, folder / "one")
         story.resumed_first = load_file(publication.path)
         _, story.resumed_weights = await train(one, STEPS - 1, generation=2)
-        await one.reset_optimizer()
+        await one.new_phase(reset_optimizer=True, refresh_reference=False)
         foreign = [ray.put(sample_group(tiny_model(seed=9), group, version=WeightVersion(2, STEPS))) for group in range(2)]
         with pytest.raises(LearnerDied) as died:
             await one.step(foreign, STEPS, WeightVersion(2, STEPS + 1), **STEP)

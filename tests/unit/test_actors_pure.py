@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from actors.episodes import turn_seed
 from actors.health import EngineHealth, EngineState, ImpossibleTransition
 from actors.tokens import EpisodeTokenizer, TagIds, TagStrings, tag_reader
-from tasks.prompting import TAGS
+from tasks.prompting import CALL_TAGS
 from tasks.questions import Document, Question
 from tests.e2e.actors_tiny_model import build_byte_tokenizer, build_tokenizer
 
@@ -51,11 +51,20 @@ def test_tags_that_are_single_tokens_are_read_by_id() -> None:
 
 
 def test_a_vocabulary_without_the_tags_is_refused_or_read_as_strings() -> None:
-    tokenizer = build_tokenizer()
-    tokenizer.encode = lambda text, add_special_tokens=True: [3, 4] if text in TAGS else []  # as a BPE would spell them
+    tokenizer = build_byte_tokenizer()
     with pytest.raises(ValueError, match="has no single token for <think>"):
         TagIds.from_tokenizer(tokenizer)
     assert isinstance(tag_reader(tokenizer), TagStrings)
+
+
+def test_only_tools_need_the_call_tags() -> None:
+    words = build_tokenizer()
+    assert isinstance(tag_reader(words), TagIds)
+    with pytest.raises(ValueError, match="cannot spell <call>"):
+        tag_reader(words, tools=True)
+    assert "</call>" not in tag_reader(build_byte_tokenizer()).stop_strings
+    assert "</call>" in tag_reader(build_byte_tokenizer(), tools=True).stop_strings
+    assert isinstance(tag_reader(build_tokenizer(CALL_TAGS), tools=True), TagIds)
 
 
 def test_a_byte_level_vocabulary_may_run_past_a_tag() -> None:

@@ -102,6 +102,26 @@ def test_resume_from_a_checkpoint_is_the_straight_run_bit_for_bit(tmp_path, mode
     assert {path.suffix for path in tmp_path.rglob("*") if path.is_file()} == {".safetensors", ".json"}, "nothing is pickled"
 
 
+def test_a_reference_that_moved_is_part_of_the_checkpoint(tmp_path, model_dir, batches):
+    kept = LearnerConfig(kl_coefficient=0.1, kl_in="loss")
+
+    def with_reference():
+        return PolicyTrainer(load_policy(model_dir), kept, reference=load_policy(model_dir))
+
+    straight = with_reference()
+    train(straight, batches, [0])
+    assert not any("reference" in name for name in trained_state(straight)), "the model's own folder has it"
+    straight.refresh_reference()
+    assert all(torch.equal(a, b) for a, b in zip(straight.reference.parameters(), straight.policy.parameters(), strict=True))
+    train(straight, batches, [1])
+    folder = save(straight, tmp_path / "checkpoint")
+    train(straight, batches, [2])
+    resumed = with_reference()
+    load_training_state(resumed, folder)
+    train(resumed, batches, [2])
+    assert_equal(trained_state(resumed), trained_state(straight))
+
+
 def test_the_copy_is_taken_into_the_memory_of_the_last_one(tmp_path, model_dir):
     trainer, writer = make_trainer(model_dir), CheckpointWriter(lambda *report: None)
     addresses = []

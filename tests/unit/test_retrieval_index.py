@@ -15,6 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from retrieval_service.analyzer import analyze
+from retrieval_service.cache import CacheKey
 from retrieval_service.config import RetrievalConfig
 from retrieval_service.encoders import HashedNgrams
 from retrieval_service.index import HybridIndex, IndexRefused, UnknownCollection
@@ -125,6 +126,28 @@ def test_any_batch_is_answered_query_by_query(index: HybridIndex, queries: list[
 def test_only_the_words_of_a_collection_are_found_in_it(index: HybridIndex) -> None:
     assert ids(index, SearchQuery(query="nephrology", mode="lexical", collection="cardiology")) == []
     assert len(ids(index, SearchQuery(query="nephrology", mode="lexical", k=100))) == COLLECTIONS["nephrology"]
+
+
+def test_a_document_is_fetched_by_its_id_from_its_own_collection_alone(index: HybridIndex) -> None:
+    def fetch(name: str, collection: str = "") -> list[tuple[str, float]]:
+        [result] = index.search([SearchQuery(query=name, k=3, mode="id", collection=collection)])
+        return [(hit.id, hit.score) for hit in result.hits]
+
+    for document in corpus():
+        assert fetch(document.id) == [(document.id, 1.0)]
+    assert fetch("cardiology-3", "cardiology") == [("cardiology-3", 1.0)]
+    assert fetch("cardiology-3", "nephrology") == []
+    assert fetch("Cardiology-3") == fetch("cardiology") == []
+    mixed = [SearchQuery(query="liver", mode=mode) for mode in ("hybrid", "dense", "lexical")]
+    fetched = SearchQuery(query="loose-0", mode="id")
+    together = index.search([mixed[0], fetched, *mixed[1:]])
+    assert [together[0], *together[2:]] == index.search(mixed), "a fetch changes no other answer of its batch"
+    assert [hit.id for hit in together[1].hits] == ["loose-0"]
+
+
+def test_ids_that_differ_by_case_alone_are_remembered_apart() -> None:
+    keys = {CacheKey.of(SearchQuery(query=name, mode="id"), "hash") for name in ("D1", "d1", "d 1")}
+    assert len(keys) == 3
 
 
 def test_a_half_without_weight_finds_nothing(folder: Path) -> None:

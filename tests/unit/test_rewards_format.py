@@ -63,7 +63,8 @@ def test_malformed_is_what_the_protocol_called_so() -> None:
 def test_repeated_search(
     queries: list[str], finish: str, arguments: dict[str, float], expected: float, turns: dict[int, float]
 ) -> None:
-    of = episode(GOOD, *[searched(turn, query) for turn, query in enumerate(queries)], finish=finish)
+    text = "<think> <search> gout </search>" if finish == "loop" else GOOD
+    of = episode(text, *[searched(turn, query) for turn, query in enumerate(queries)], finish=finish)
     earned = repeated_search(QUESTION, of, NO_FINDINGS, **arguments)
     assert (earned.value, earned.turns) == (pytest.approx(expected), pytest.approx(turns))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from medr3.config import RunConfig, load
 from medr3.errors import UserError
 from medr3.observe.config import TrackingConfig
 from medr3.observe.tracker import Tracker
+from medr3.run.diagnosis import where_groups_stand
 from medr3.run.journal import Journal
 from medr3.run.manifest import (
     CheckpointRecord,
@@ -32,8 +34,8 @@ from tasks.config import WorldConfig
 from tasks.world import Universe
 from trajectories.events import EventLog, read_events
 from trajectories.publication import WeightAck
+from trajectories.recorder import Recorder
 from trajectories.schema import WeightVersion
-from trajectories.store import TrajectoryStore
 
 DEMO = Path(__file__).parents[2] / "configs" / "demo.yaml"
 
@@ -41,6 +43,7 @@ DEMO = Path(__file__).parents[2] / "configs" / "demo.yaml"
 def test_overrides_reach_lists_and_new_sections() -> None:
     config = load(DEMO, ["curriculum.phases.1.max_steps=7", "learner.workers=2", "run.seed=3"])
     assert (config.curriculum.phases[1].max_steps, config.learner.workers, config.run.seed) == (7, 2, 3)
+    assert load(DEMO, ["curriculum.phases.joint.max_steps=7"]).curriculum.phases[2].max_steps == 7, "by name"
 
 
 @pytest.mark.parametrize(
@@ -165,6 +168,10 @@ def test_the_newest_and_the_best_of_the_latest_phase_are_kept() -> None:
     assert best_first([probed, later])[0] is probed
 
 
+async def _what_it_waits_for(stage: str) -> str:
+    return f"{stage}: retrieval"
+
+
 def test_the_watchdog_names_the_stage_and_the_last_good_thing() -> None:
     now = [0.0]
     watchdog = Watchdog(10, clock=lambda: now[0])
@@ -172,11 +179,58 @@ def test_the_watchdog_names_the_stage_and_the_last_good_thing() -> None:
         now[0] = 9.0
         watchdog.progress("group g1 finished")
         now[0] = 18.0
-        watchdog.check()
+        assert not watchdog.overdue()
         now[0] = 19.5
-        with pytest.raises(RunStalled, match=r"'rollout' for 10 s; the last good thing: group g1 finished"):
-            watchdog.check()
+        with pytest.raises(RunStalled, match="for 10 s in stage rollout: retrieval; the last good thing: group g1 finished"):
+            asyncio.run(watchdog.watch(_what_it_waits_for))
     assert watchdog.seconds == {"rollout": 19.5}
+
+
+def test_a_watchdog_ends_a_run_although_nobody_can_say_what_it_waits_for() -> None:
+    now = [0.0]
+    watchdog = Watchdog(0.1, clock=lambda: now[0])
+    now[0] = 1.0
+
+    async def broken(stage: str) -> str:
+        raise OSError(stage)
+
+    with pytest.raises(RunStalled, match=r"start \(why, nobody could tell: OSError\)"):
+        asyncio.run(watchdog.watch(broken))
+
+
+def test_a_run_that_moves_on_while_the_watchdog_asks_is_not_ended() -> None:
+    now, asked = [0.0], []
+    watchdog = Watchdog(0.1, clock=lambda: now[0])
+    now[0] = 1.0
+
+    async def it_moves(stage: str) -> str:
+        watchdog.progress("a group finished")
+        asked.append(stage)
+        return stage
+
+    with pytest.raises(TimeoutError):
+        asyncio.run(asyncio.wait_for(watchdog.watch(it_moves), 0.2))
+    assert asked == ["start"]
+
+
+@pytest.mark.parametrize(
+    ("groups", "activity", "slow", "stage"),
+    [
+        ({}, {}, [], "feeding"),
+        ({"waiting": 3}, {}, [], "engines"),
+        ({"waiting": 3, "inflight": 1}, {"generating": 8, "searching": 2}, [], "generation"),
+        ({"inflight": 1}, {"generating": 1, "searching": 9}, ["g1"], "retrieval, and the learner waits for 1 slow groups"),
+        ({"inflight": 1}, {"scoring": 1}, [], "reward"),
+        ({"inflight": 1}, {"silent": 1}, [], "engines"),
+        ({"finished": 7}, {}, [], "buffer"),
+    ],
+)
+def test_where_groups_stand_still_is_named(
+    groups: dict[str, int], activity: dict[str, int], slow: list[str], stage: str
+) -> None:
+    told = where_groups_stand(groups, activity, {"engine-0.0": "healthy"}, slow)
+    assert told.partition(" (")[0] == stage
+    assert told.endswith("engines: 1 healthy)")
 
 
 def test_progress_survives_the_manifest() -> None:
@@ -206,7 +260,7 @@ def test_the_first_real_cause_is_told_in_one_line() -> None:
 def test_a_refused_ack_without_a_canary_is_written_down(tmp_path: Path, difference: float) -> None:
     with EventLog(tmp_path / "events.jsonl") as events:
         journal = Journal(
-            tmp_path, events, Tracker(tmp_path, TrackingConfig(wandb="disabled")), TrajectoryStore(tmp_path / "t")
+            tmp_path, events, Tracker(tmp_path, TrackingConfig(wandb="disabled")), Recorder(tmp_path / "t", generation=1)
         )
         journal.ack(WeightAck("engine-0.0", WeightVersion(1, 2), False, "", difference, "the file is corrupt"))
     event = read_events(tmp_path / "events.jsonl").events[-1]

@@ -17,6 +17,7 @@ from actors.tokens import EpisodeTokenizer, TagStrings
 from learner.algorithms import resolve
 from medr3.config import load
 from medr3.errors import UserError
+from medr3.including import shipped_plans
 from medr3.ops.memory_check import report_memory
 from medr3.run.services import canary_tokens, check_model, prepare_model
 from tasks.questions import Document
@@ -40,17 +41,63 @@ def dry_run(*arguments):
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
-def test_a_recipe_fits_eight_gpus_and_has_the_published_settings(path):
+def test_a_recipe_fits_eight_gpus(path):
     config = load(path, [])
-    engine = config.rollout.engine
-    assert config.learner.workers + config.rollout.num_engines * engine.tensor_parallel_size == 8
+    assert config.learner.workers + config.rollout.num_engines * config.rollout.engine.tensor_parallel_size == 8
     assert report_memory(config).problems == []
+
+
+@pytest.mark.parametrize("name", ["med_r3", "qwen2.5-7b", "qwen2.5-14b"])
+def test_med_r3_has_the_published_settings(name):
+    config = recipe(name)
+    engine = config.rollout.engine
     found = resolve(config.learner)
     assert (found.aggregation, found.clip_low, found.clip_high) == ("token_mean", 0.2, 0.28)
     assert (config.learner.dual_clip, config.learner.gradient_clip, config.learner.kl_coefficient) == (3.0, 1.0, 0.0)
     assert (config.rollout.groups_per_step, config.learner.minibatches, config.rollout.group_size) == (256, 256 // 64, 16)
     assert (config.budget.max_response_tokens, engine.max_model_len) == (14_336, 2_048 + 14_336)
-    assert {phase.learning_rate for phase in config.curriculum.phases} == {1e-6}
+    phases = config.curriculum.phases
+    assert [phase.name for phase in phases] == ["reasoning", "retrieval", "joint"]
+    assert {(phase.learning_rate, phase.temperature) for phase in phases} == {(1e-6, 1.0)}
+    assert [phase.reward for phase in phases] == ["med_r3/reasoning", "med_r3/retrieval", "med_r3/joint"]
+    budgets = [config.phase_budget(phase) for phase in phases]
+    assert [budget.retrieval for budget in budgets] == [False, True, True]
+    assert {(budget.max_searches, budget.top_k) for budget in budgets} == {(4, 5)}
+
+
+def test_r3_rag_has_the_published_settings():
+    config = recipe("r3_rag")
+    [phase] = config.curriculum.phases
+    budget, learner = config.phase_budget(phase), config.learner
+    assert (phase.temperatures, config.rollout.group_size) == ((0.1, 0.4, 0.7, 1.0), 4)
+    assert (budget.max_searches, budget.top_k, budget.max_passages, budget.distinct_passages) == (5, 3, 10, True)
+    assert (budget.regenerations, phase.reward) == (3, "r3_rag/training")
+    assert (learner.algorithm, learner.horizon, learner.gae_lambda, learner.gae_gamma) == ("ppo", "turn", 1.0, 1.0)
+    assert (learner.kl_coefficient, learner.clip_low, learner.clip_high) == (0.01, 0.2, 0.2)
+    assert (phase.learning_rate, learner.critic.learning_rate) == (5e-7, 9e-6)
+
+
+def test_med_u1_has_the_published_settings():
+    config = recipe("med_u1")
+    [phase] = config.curriculum.phases
+    assert (config.rollout.group_size, phase.temperature, phase.reward) == (8, 0.6, "med_u1/training")
+    assert (config.learner.kl_coefficient, config.learner.kl_estimator, config.learner.kl_in) == (0.001, "k3", "loss")
+    assert set(phase.kinds) == {"choice", "number", "text"}
+    assert phase.length is not None
+
+
+def test_medresearcher_has_the_published_settings():
+    config = recipe("medresearcher_r1")
+    [phase] = config.curriculum.phases
+    assert (config.phase_budget(phase).max_searches, phase.reward) == (10, "medresearcher_r1/training")
+    assert (config.learner.algorithm, config.rollout.engine.max_model_len) == ("grpo", 32_768)
+
+
+def test_there_is_a_recipe_a_plan_and_a_reward_for_every_method():
+    methods = {"med_r3", "med_u1", "medresearcher_r1", "r3_rag"}
+    assert methods <= {path.stem for path in RECIPES}
+    assert set(shipped_plans()) == methods | {"demo"}
+    assert methods <= {path.stem for path in (ROOT / "configs" / "rewards").glob("*.yaml")}
 
 
 def test_dry_run_prints_yaml_on_one_stream_and_memory_on_the_other():

@@ -5,17 +5,17 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tasks.prompting import TAGS, strip_tags
+from tasks.prompting import ALL_TAGS, strip_tags
 
-fragments = st.lists(st.sampled_from([*TAGS, "<", "</", ">", "think", "search", "a", " ", "</sea", "rch>"]), max_size=30).map(
-    "".join
-)
+fragments = st.lists(
+    st.sampled_from([*ALL_TAGS, "<", "</", ">", "think", "search", "call", "a", " ", "</sea", "rch>"]), max_size=30
+).map("".join)
 
 
 def removed_until_nothing_changes(text: str) -> str:
     while True:
         stripped = text
-        for tag in TAGS:
+        for tag in ALL_TAGS:
             stripped = stripped.replace(tag, "")
         if stripped == text:
             return text

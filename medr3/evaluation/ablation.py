@@ -1,0 +1,114 @@
+"""What is each part of a training worth? The same run with one thing changed at a time, at equal cost.
+
+::
+
+    for each seed:   first arm ─ index, cold start ─▶ every other arm
+                         └────── model tokens spent ─▶ run.token_budget of every other arm
+
+Every arm is a run of its own in a folder of its own, made by `medr3 train`: it is resumed where it was interrupted, and one that
+has ended is not run again.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from medr3.errors import UserError
+
+SHARED = ("index", "cold_start", "config.json")  # config.json says which settings the other two were made with
+
+
+class Arm(BaseModel):
+    """One variant of a run: what is changed, as overrides of the configuration."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    name: str = Field(min_length=1)
+    about: str = ""
+    overrides: list[str] = []
+
+    @property
+    def folder(self) -> str:
+        return self.name.replace(" ", "-")
+
+
+class Arms(BaseModel):
+    """The arms of an ablation; the first is what the others are compared with."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    arms: list[Arm] = Field(min_length=2)
+
+
+def read_arms(config: Path, arms: Path | None, only: Sequence[str]) -> list[Arm]:
+    """The arms of a configuration, by default from ablations/ beside it; `only` chooses among them, and the first always stays."""
+    path = arms or config.parent / "ablations" / config.name
+    try:
+        found = Arms.model_validate(yaml.safe_load(path.read_text(encoding="utf-8"))).arms
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror}: name a file of arms with --arms") from None
+    except (yaml.YAMLError, ValidationError) as error:
+        raise UserError(f"{path}: not a list of arms: {' '.join(str(error).split())[:200]}") from None
+    names = [arm.name for arm in found]
+    if unknown := [name for name in only if name not in names]:
+        raise UserError(f"{path}: has no arm {unknown[0]!r}; there are {', '.join(names)}")
+    return [found[0], *(arm for arm in found[1:] if not only or arm.name in only)]
+
+
+def run_arms(
+    config: Path, arms: Sequence[Arm], seeds: Sequence[int], overrides: Sequence[str], out: Path, say: Callable[[str], None]
+) -> None:
+    """Runs what has not ended yet, one run after the other; a run that fails ends the ablation with its last words."""
+    for seed in seeds:
+        first = out / arms[0].folder / f"seed-{seed}"
+        for arm in arms:
+            folder = out / arm.folder / f"seed-{seed}"
+            if not (folder / "summary.json").exists():
+                budget = []
+                if folder != first:
+                    _share(first, folder)
+                    budget = [f"run.token_budget={_summary(first)['model_tokens']}"]
+                say(f"{arm.name}, seed {seed}: {folder}")
+                _train(config, folder, [*overrides, *arm.overrides, f"run.seed={seed}", *budget])
+            say(f"{arm.name}, seed {seed}: held-out {_last(_summary(folder)['heldout']):.3f}")
+
+
+def _share(first: Path, folder: Path) -> None:
+    """A cold start takes minutes, and arms differ in nothing before its end."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in SHARED:
+        source, copy = first / name, folder / name
+        if source.is_dir() and not copy.exists():
+            shutil.copytree(source, copy)
+        elif source.is_file() and not copy.exists():
+            shutil.copy2(source, copy)
+
+
+def _train(config: Path, folder: Path, overrides: Sequence[str]) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    command = [sys.executable, "-m", "medr3.cli", "train", str(config), *overrides, f"run.folder={folder}"]
+    name = f"run.name={folder.parent.name}-{folder.name}"
+    log = folder.with_suffix(".log")
+    with log.open("a", encoding="utf-8") as output:
+        code = subprocess.run([*command, name], stdout=output, stderr=subprocess.STDOUT, check=False).returncode
+    if code or not (folder / "summary.json").exists():
+        last = (log.read_text(encoding="utf-8").splitlines() or ["it said nothing"])[-1]
+        raise UserError(f"{folder}: the run ended with code {code}: {last}; the same command goes on")
+
+
+def _summary(folder: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
+    return found
+
+
+def _last(heldout: dict[str, float]) -> float:
+    return list(heldout.values())[-1]

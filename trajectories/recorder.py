@@ -1,0 +1,71 @@
+"""Spool and store behind two threads, so that a run loop never waits for a disk."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+
+import pyarrow as pa
+
+from trajectories.spool import Spool, clear_superseded
+from trajectories.store import TrajectoryStore
+
+
+class Recorder:
+    """Writes a run's rows down: a group as soon as it finishes, and again with its ending when a step is written.
+
+    Each thread does one thing after the other: appending waits for no Parquet file, and a group's bytes leave the spool only
+    when its rows are in the store. Every method returns at once; a failure is raised by its future, and by the next `step`.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     recorder = Recorder(folder, generation=1)
+        ...     path = recorder.step(1, [], ended=[]).result()
+        ...     recorder.close()
+        ...     path.name
+        'step-000001-generation-1.parquet'
+    """
+
+    def __init__(self, folder: Path | str, generation: int) -> None:
+        self._store = TrajectoryStore(folder)
+        self._generation = generation
+        clear_superseded(folder)
+        self._spool = Spool(folder, generation)
+        self._appending = ThreadPoolExecutor(1, "spool")
+        self._storing = ThreadPoolExecutor(1, "store")
+        self._written: Future[Path] | None = None  # of the last step
+        self._tidied: Future[None] | None = None
+
+    def finished(self, rows: pa.Table) -> Future[None]:
+        """A group's rows; once the future is done, a crash of this process does not lose them."""
+        return self._appending.submit(self._spool.append, rows)
+
+    def step(self, step: int, groups: Sequence[pa.Table], ended: Sequence[str]) -> Future[Path]:
+        """The rows of the groups that ended by this step; `ended` names them, and those that ended without rows."""
+        self._raise_failure()
+        self._written = self._storing.submit(self._store.write, step, self._generation, groups)
+        self._tidied = self._storing.submit(self._tidy, self._written, list(ended))
+        return self._written
+
+    def sync(self) -> None:
+        """Waits until every step is on the disk; called before a manifest that refers to them."""
+        if self._written is not None:
+            self._written.result()
+
+    def close(self) -> None:
+        """Ends after everything that was asked for."""
+        self._storing.shutdown()
+        self._appending.submit(self._spool.close)
+        self._appending.shutdown()
+        self._raise_failure()
+
+    def _raise_failure(self) -> None:
+        if self._tidied is not None and self._tidied.done():
+            self._tidied.result()  # which also raises what the step's own file came to
+
+    def _tidy(self, written: Future[Path], ended: list[str]) -> None:
+        written.result()
+        self._appending.submit(self._spool.ended, ended).result()
+        self._store.compact()
