@@ -10,7 +10,7 @@ mostly contradict it. Every world is its own collection of the index. All is der
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -26,8 +26,12 @@ SIGNATURES = {
     "drug-exclusion": ("drug", "condition"),
     "drug-dose": ("drug", "dose"),
 }
-ONE_HOP = (("disease-cause",), ("gene-inhibitor",), ("drug-exclusion",), ("drug-dose",))
-TWO_HOPS = (("disease-cause", "gene-inhibitor"), ("gene-inhibitor", "drug-exclusion"), ("gene-inhibitor", "drug-dose"))
+# By the number of hops, the ways from what is named to what is asked.
+PATHS = {
+    1: (("disease-cause",), ("gene-inhibitor",), ("drug-exclusion",), ("drug-dose",)),
+    2: (("disease-cause", "gene-inhibitor"), ("gene-inhibitor", "drug-exclusion"), ("gene-inhibitor", "drug-dose")),
+    3: (("disease-cause", "gene-inhibitor", "drug-exclusion"), ("disease-cause", "gene-inhibitor", "drug-dose")),
+}
 # What a question is about, by its last relation.
 SPECIALTIES = {
     "disease-cause": "genetics",
@@ -52,10 +56,10 @@ class Fact:
 
 @dataclass(frozen=True)
 class TaskSource:
-    """One kind of task: the share of two-hop questions, and whether the documents come with the question."""
+    """One kind of task: how many hops its questions take, as shares, and whether the documents come with the question."""
 
     name: str
-    two_hop_share: float
+    hops: Mapping[int, float]
     with_context: bool
 
     @property
@@ -66,17 +70,17 @@ class TaskSource:
             >>> sorted(SOURCES["world/joint"].offers)[-2:]
             [('text', 'pharmacology'), ('text', 'safety')]
         """
-        paths = [*(ONE_HOP if self.two_hop_share < 1 else ()), *(TWO_HOPS if self.two_hop_share > 0 else ())]
+        paths = [path for hops, share in self.hops.items() if share for path in PATHS[hops]]
         return frozenset((kind, SPECIALTIES[path[-1]]) for path in paths for kind in _kinds(path[-1]))
 
 
 SOURCES = {
     source.name: source
     for source in (
-        TaskSource("world/reasoning", two_hop_share=0.5, with_context=True),
-        # Some two-hop questions, because single searches alone teach to stop early; few, so that the joint phase has work left.
-        TaskSource("world/retrieval", two_hop_share=0.15, with_context=False),
-        TaskSource("world/joint", two_hop_share=1.0, with_context=False),
+        TaskSource("world/reasoning", {1: 0.5, 2: 0.5}, with_context=True),
+        TaskSource("world/retrieval", {1: 1.0}, with_context=False),
+        # Three hops, each with contradictions, are what the cold start can hardly do: work that the other phases prepare for.
+        TaskSource("world/joint", {2: 0.4, 3: 0.6}, with_context=False),
     )
 }
 
@@ -170,7 +174,8 @@ class World:
         """The `index`-th question of a source: the same index gives the same question, for ever."""
         source = SOURCES[source_name]
         rng = random.Random(f"{self._seed}/{source_name}/{index}")
-        relations = rng.choice(TWO_HOPS if rng.random() < source.two_hop_share else ONE_HOP)
+        hops = rng.choices(list(source.hops), weights=list(source.hops.values()))[0]
+        relations = rng.choice(PATHS[hops])
         subject = rng.choice(self.entities[SIGNATURES[relations[0]][0]])
         facts = self.chain(relations, subject)
         path = " ".join([f"{relations[0]} {subject}", *(f"then {relation}" for relation in relations[1:])])
