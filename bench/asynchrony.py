@@ -34,7 +34,8 @@ ENDED_WITHIN_S = 60
 # Of the demo, its last phase without what interrupts training: probes, examinations and checkpoints.
 CHANGES: dict[str, Any] = {
     "run": {"name": "bench", "checkpoint_every": 10_000},
-    "retrieval": {"inject_delay_s": SEARCH_S, "cache_entries": 0},
+    # Latency alone: a batch holds all searches that arrive while the one before it is delayed, so that none waits for a second batch.
+    "retrieval": {"inject_delay_s": SEARCH_S, "cache_entries": 0, "max_batch": 2048, "max_queued": 16_384},
     "evaluation": {"probe_questions": 10, "test_questions": 10},
 }
 # Gates are off: this model need not answer right, only search and answer in the right form.
@@ -96,7 +97,9 @@ def train(folder: Path, max_staleness: int, model: Path | None) -> Measured:
 
 def settings(folder: Path, max_staleness: int, model: Path | None) -> dict[str, Any]:
     """The demo's, changed."""
-    demo = yaml.safe_load((REPOSITORY / "configs" / "demo.yaml").read_text(encoding="utf-8"))
+    configs = REPOSITORY / "configs"
+    demo = yaml.safe_load((configs / "demo.yaml").read_text(encoding="utf-8"))
+    last = yaml.safe_load((configs / "phases" / "demo.yaml").read_text(encoding="utf-8"))["phases"][-1]
     for room, changes in CHANGES.items():
         demo[room] = demo.get(room, {}) | changes
     demo["run"]["folder"] = str(folder)
@@ -104,10 +107,8 @@ def settings(folder: Path, max_staleness: int, model: Path | None) -> dict[str, 
     demo["cold_start"] = QUICK_START
     if model is not None:
         demo["model"] = {"path": str(model)}
-    last = demo["curriculum"]["phases"][-1]
-    demo["curriculum"]["phases"] = [
-        last | {"replay": 0, "min_steps": 1_000, "max_steps": 1_000, "plateau": {"probe_every": 1_000}}
-    ]
+    endless = {"min_steps": 1_000, "max_steps": 1_000, "plateau": {"probe_every": 1_000}}
+    demo["curriculum"] = {"phases": [last | {"replay": 0} | endless]}
     return dict(demo)
 
 

@@ -8,6 +8,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,7 +16,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 import torch
 import torch.distributed as dist
 
@@ -35,7 +35,7 @@ from trajectories.events import EventKind, read_events
 from trajectories.groups import Outcome
 from trajectories.lineage import surviving
 from trajectories.schema import WeightVersion
-from trajectories.store import stored_steps
+from trajectories.store import StoredStep, stored_steps
 
 CONFIG, METRICS, COLD_START = "config.json", "metrics.jsonl", "cold_start"
 COMPARED = ("loss", "grad_norm", "reward_mean", "mismatch_mean")
@@ -50,13 +50,13 @@ class RecordedStep:
 
     step: int
     phase: str
-    rows: Path
+    rows: StoredStep
     metrics: dict[str, float | None]
 
     def read(self) -> tuple[EpisodeBatch, WeightVersion]:
         """The groups that were trained, in their order, and the version of the weights that they met."""
         columns = [*COLUMNS, "outcome", "trained_step", "learner_generation", "learner_number"]
-        table = pq.read_table(self.rows, columns=columns)
+        table = self.rows.read(columns)
         trained = pc.and_(pc.equal(table["outcome"], Outcome.TRAINED.value), pc.equal(table["trained_step"], self.step))
         table = table.filter(trained)
         version = WeightVersion(table["learner_generation"][0].as_py(), table["learner_number"][0].as_py())
@@ -104,7 +104,7 @@ def open_recording(folder: Path) -> Recording:
     metrics = {row["step"]: row for row in read_metrics(folder / METRICS)}
     trained = {event["step"] for event in lineage.events if event.kind is EventKind.TRAINED}
     steps = {
-        stored.step: RecordedStep(stored.step, metrics[stored.step]["phase"], stored.path, metrics[stored.step])
+        stored.step: RecordedStep(stored.step, metrics[stored.step]["phase"], stored, metrics[stored.step])
         for stored in stored_steps(folder / TRAJECTORIES_FOLDER)
         if stored.step in trained & metrics.keys() and lineage.survives(stored.generation, stored.step)
     }
@@ -138,8 +138,12 @@ def replay(
     with _one_rank(device):
         trainer = _start(model_dir, config, device, start)
         print(_header(overridden))
+        scale, phase = _rate_scale(recording.folder, config), steps[0].phase if start else ""
         for step in steps:
-            replayed = _train(trainer, step, config)
+            if step.phase != phase and phase:
+                _enter(trainer, step, config)
+            phase = step.phase
+            replayed = _train(trainer, step, scale)
             print(_line(step, replayed), flush=True)
             found = found or first_difference(step, replayed)
         if out is not None:
@@ -179,13 +183,29 @@ def _start(model_dir: Path, config: RunConfig, device: torch.device, checkpoint:
     return trainer
 
 
-def _train(trainer: PolicyTrainer, step: RecordedStep, config: RunConfig) -> dict[str, float]:
+def _rate_scale(folder: Path, config: RunConfig) -> dict[str, float]:
+    """By phase, the learning rate asked for over that of the run: what warm-up and roll-backs made of it is in the record."""
+    recorded = json.loads((folder / CONFIG).read_text(encoding="utf-8"))["curriculum"]["phases"]
+    asked = {phase.name: phase.learning_rate for phase in config.curriculum.phases}
+    return {phase["name"]: asked[phase["name"]] / phase["learning_rate"] for phase in recorded if phase["name"] in asked}
+
+
+def _enter(trainer: PolicyTrainer, step: RecordedStep, config: RunConfig) -> None:
+    """What the run did to the learner between two phases. A checkpoint was taken after it."""
+    rules = next((phase.on_entry for phase in config.curriculum.phases if phase.name == step.phase), None)
+    if rules is not None and rules.optimizer == "reset":
+        trainer.reset_optimizer()
+    if rules is not None and rules.reference == "refresh":
+        trainer.refresh_reference()
+
+
+def _train(trainer: PolicyTrainer, step: RecordedStep, scale: dict[str, float]) -> dict[str, float]:
     batch, version = step.read()
-    rates = {phase.name: phase.learning_rate for phase in config.curriculum.phases}
-    if step.phase not in rates:
+    if step.phase not in scale:
         raise UserError(f"step {step.step} was trained in phase {step.phase!r}, which the configuration does not have")
+    rate = (step.metrics["learner/learning_rate"] or 0.0) * scale[step.phase]
     try:
-        return trainer.step(batch, step=step.step, current=version, learning_rate=rates[step.phase])
+        return trainer.step(batch, step=step.step, current=version, learning_rate=rate)
     except (EngineMismatch, TrainingDiverged) as error:
         raise UserError(f"step {step.step}: {error}") from None
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 from pathlib import Path
@@ -21,9 +22,9 @@ pytestmark = [pytest.mark.e2e, pytest.mark.timeout(900)]  # whole runs take minu
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run through all three phases that was killed with SIGKILL in the middle and resumed, one version of staleness allowed."""
+    """A run through all three phases that was killed with SIGKILL in the middle and resumed, two versions of staleness allowed."""
     folder = tmp_path_factory.mktemp("runs") / "small"
-    process = small_run.start(folder, "rollout.max_staleness=1")
+    process = small_run.start(folder, "rollout.max_staleness=2")
     try:
         small_run.wait_until(lambda: _checkpointed_step(folder) >= 5, process, folder, 300)
         below = small_run.descendants(process.pid)
@@ -33,7 +34,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     finally:
         small_run.end(process)
     (folder / "killed.json").write_text((folder / MANIFEST).read_text())
-    process = small_run.start(folder, "rollout.max_staleness=1")
+    process = small_run.start(folder, "rollout.max_staleness=2")
     try:
         assert process.wait(400) == 0, small_run.output(folder)[-3000:]
     finally:
@@ -54,7 +55,7 @@ def test_every_promise_is_kept_by_the_files_alone(finished: Path) -> None:
     assert found.finished and not found.open
     assert found.admitted == found.trained + found.dropped + found.voided
     assert found.trained >= 8 * 6 and found.trained_tokens > 1000
-    assert found.max_age <= 1
+    assert 1 <= found.max_age <= 2, "the run was asynchronous, and within its bound"
 
 
 def test_it_went_on_in_the_phase_in_which_it_was_killed(finished: Path) -> None:
@@ -82,7 +83,7 @@ def test_the_summary_tells_all(finished: Path) -> None:
     assert [phase["name"] for phase in summary["phases"]] == ["reasoning", "retrieval", "joint"]
     assert all(phase["left_by"] in ("plateau", "max_steps") and phase["evidence"] for phase in summary["phases"])
     assert summary["groups"]["admitted"] == sum(summary["groups"][end] for end in ("trained", "dropped", "voided"))
-    assert summary["max_age"] <= 1 and summary["tokens_per_s"] > 0 and summary["wall_s"] > 0
+    assert summary["max_age"] <= 2 and summary["tokens_per_s"] > 0 and summary["wall_s"] > 0
     assert (finished / "report.html").stat().st_size > 10_000
 
 
@@ -109,6 +110,39 @@ def test_ctrl_c_ends_clean_and_resumable(tmp_path: Path, during: str) -> None:
     assert "goes on from" in small_run.output(folder)
     if during == "training":
         assert audit(folder).violations == []
+
+
+# Any change of length is a collapse here: what follows one is the same, and a real one would take many more steps.
+TOUCHY = (
+    "curriculum.collapse={signals: {length: {metric: rollout/response_tokens, bad: both, min_change: 0.001}}, reference_steps: 4,"
+    " recent_steps: 1, warn_at: 0.001, clear_at: 0.0005, signals_to_collapse: 1, patience: 1, max_rollbacks: 1}",
+    "curriculum.phases.reasoning.min_steps=40", "curriculum.phases.reasoning.max_steps=40",
+)  # fmt: skip
+
+
+def test_a_collapse_is_rolled_back_and_a_second_one_ends_the_run(finished: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "collapsing"
+    folder.mkdir()
+    for name in ("index", "cold_start"):
+        shutil.copytree(finished / name, folder / name)
+    shutil.copy2(finished / "config.json", folder)
+    process = small_run.start(folder, *TOUCHY)
+    try:
+        assert process.wait(400) == 3, small_run.output(folder)[-3000:]
+    finally:
+        small_run.end(process)
+    said = small_run.output(folder)
+    assert "Traceback" not in said
+    assert "TrainingCollapsed: phase 'reasoning': collapsed: length: rollout/response_tokens" in said
+    events = read_events(folder / "events.jsonl").events
+    back, again = [
+        next(i for i, event in enumerate(events) if event.kind is kind) for kind in (EventKind.ROLLED_BACK, EventKind.RESUMED)
+    ]
+    assert (again, events[again]["generation"]) == (back + 1, 2)
+    assert events[again]["step"] == events[back]["to_step"] < events[back]["step"]
+    rates = [json.loads(line)["learner/learning_rate"] for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert rates[-1] == pytest.approx(rates[0] / 2), "after a roll-back it learns more slowly"
+    assert audit(folder).violations == []
 
 
 def test_another_configuration_is_not_resumed(finished: Path) -> None:
