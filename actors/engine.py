@@ -116,6 +116,7 @@ class PolicyEngine:
             logit_bias={token: float("-inf") for token in forbidden_token_ids} or None,
             flat_logprobs=True,
             output_kind=RequestOutputKind.FINAL_ONLY,
+            skip_clone=True,  # nobody else holds it
         )
         await self._gate.wait()
         self._refuse_if_fenced()

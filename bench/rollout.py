@@ -43,7 +43,10 @@ from tasks.world import Universe
 GROUP_SIZE = 8
 SEARCH_S = 0.005  # about what a search through Serve takes where the cores are free
 SLOW_S, SLOW_OVER_FAST = 1.0, 0.85
-FILL_S = 4.0  # until a flow is even: more than the two slow searches of the first episodes
+# A flow of 1024 episodes, the most that the pool gives to one engine: three slow searches each take 3 s, in which the others keep
+# the engine busy. First until it is even, then measured.
+FLOW_GROUPS, FILL_S, FLOW_S = 128, 6.0, 8.0
+FLOW_QUESTIONS = 256  # groups are not repeated while the cache still has them
 CANARY = list(range(1, 33))
 Part = tuple[list[Result], list[Result]]  # figures, ratios
 
@@ -59,32 +62,23 @@ class Case:
     at_once: int  # groups
     repetitions: int
     goal: float
-    flow_at_once: int  # groups; where searches are slow more are needed
-    flow_s: float
 
 
-CASES = (
-    Case(
-        name="the demo's model", model=DEMO, engine=EngineConfig(cpu_threads=1), groups=64, at_once=32, repetitions=5, goal=0.75,
-        flow_at_once=64, flow_s=6.0,
-    ),
-    # Few episodes, for on two cores each takes a third of a second.
-    Case(
-        name="a 109M model", model=shape(hidden=768, layers=12, heads=12, kv_heads=4, ffn=2560, vocabulary=25_000),
-        engine=EngineConfig(cpu_threads=2, kv_cache_mib=1024), groups=6, at_once=4, repetitions=3, goal=0.9, flow_at_once=6, flow_s=12.0,
-    ),
+SMALL = Case("the demo's model", DEMO, EngineConfig(cpu_threads=1), groups=64, at_once=32, repetitions=5, goal=0.75)
+LARGE = Case(  # few episodes, for on two cores each takes a third of a second
+    "a 109M model", shape(hidden=768, layers=12, heads=12, kv_heads=4, ffn=2560, vocabulary=25_000),
+    EngineConfig(cpu_threads=2, kv_cache_mib=1024), groups=6, at_once=4, repetitions=3, goal=0.9,
 )  # fmt: skip
 
 
 def run() -> Result:
-    """Both models, first without Ray, then with it: even a Ray that does nothing takes processor time."""
+    """Ray comes last: even one that does nothing takes processor time."""
     torch.set_num_threads(1)
     parts: list[Part] = []
-    for case in CASES:
-        with rolling_out(case) as rollout:
-            parts += [rollout.over_bare(), rollout.slow_searches()]
-            if case is CASES[0]:
-                parts.append(rollout.through_serve())
+    with rolling_out(LARGE) as rollout:
+        parts.append(rollout.over_bare())
+    with rolling_out(SMALL) as rollout:
+        parts += [rollout.over_bare(), rollout.slow_searches(), rollout.through_serve()]
     figures, ratios = (list(chain.from_iterable(column)) for column in zip(*parts, strict=True))
     note = "weights are random: every turn samples as many tokens as the teacher wrote, whose words then take their place"
     return result(figures, ratios, [note])
@@ -99,7 +93,9 @@ class Rollout:
         self._index_folder, self._model_dir = folder / "index", str(folder / "model")
         universe = Universe.build(WorldConfig())
         index = build_index(universe, self._index_folder, self._config)
-        self._lessons = prepare_lessons(universe, index, self._config, case.groups, GROUP_SIZE)
+        self._lessons = prepare_lessons(universe, index, self._config, FLOW_QUESTIONS, GROUP_SIZE)
+        self._batch = self._lessons.requests[: case.groups]
+        self._tokens = self._lessons.tokens(self._batch)
         self._processor: dict[str, list[float]] = defaultdict(list)  # seconds by variant
         self._attempts = count()
         self.actor = TaughtActor()
@@ -123,7 +119,7 @@ class Rollout:
 
     def over_bare(self) -> Part:
         """Batches of groups, as a synchronous step has them."""
-        name, amount = self._case.name, self._lessons.tokens
+        name, amount = self._case.name, self._tokens
         policy = self._teach(SleepingService(self._lessons.found, SEARCH_S))
         self._await(self._episodes())
         sent = list(policy.sent)
@@ -156,9 +152,9 @@ class Rollout:
         return figures, [ratio(f"{name}: slow searches over immediate ones", fast.median / slow.median, SLOW_OVER_FAST)]
 
     def through_serve(self) -> Part:
-        """The same batches with the real retrieval service on the same cores."""
-        name, amount = self._case.name, self._lessons.tokens
-        with serving(self._index_folder, self._config) as handle:
+        """The same batches with the real retrieval service on the same cores; it may remember nothing from batch to batch."""
+        name, amount = self._case.name, self._tokens
+        with serving(self._index_folder, self._config.model_copy(update={"cache_entries": 0})) as handle:
             sleeping = SleepingService(self._lessons.found, SEARCH_S)
 
             def through(service: Any) -> float:
@@ -176,7 +172,7 @@ class Rollout:
     async def _episodes(self) -> None:
         """Every group once; each time as another attempt, so that no two requests of this engine share a name."""
         attempt = next(self._attempts)
-        requests = [replace(request, attempt=attempt) for request in self._lessons.requests]
+        requests = [replace(request, attempt=attempt) for request in self._batch]
         done = await at_once([lambda each=each: self.actor.run_group(each) for each in requests], self._case.at_once)  # type: ignore[misc]
         assert all(summary.finishes == {"answer": GROUP_SIZE} for summary, _ in done), "the teacher's episodes are well-formed"
 
@@ -192,21 +188,22 @@ class Rollout:
     def _flow(self, delay_s: float) -> float:
         """Seconds per token of a flow that is neither filling nor running dry."""
         policy = self._teach(SleepingService(self._lessons.found, delay_s))
+        self._await(self.actor.llm.reset_prefix_cache())
         self._await(self._flowing())
         end = max(at for at, _ in policy.came)
-        begin = end - self._case.flow_s
-        return self._case.flow_s / sum(tokens for at, tokens in policy.came if at > begin)
+        begin = end - FLOW_S
+        return FLOW_S / sum(tokens for at, tokens in policy.came if at > begin)
 
     async def _flowing(self) -> None:
         requests = self._lessons.requests
 
         async def one_after_the_other(place: int) -> None:
             for turn in count():
-                number = place + turn * self._case.flow_at_once
+                number = place + turn * FLOW_GROUPS
                 await self.actor.run_group(replace(requests[number % len(requests)], attempt=next(self._attempts)))
 
-        tasks = [asyncio.create_task(one_after_the_other(place)) for place in range(self._case.flow_at_once)]
-        await asyncio.wait(tasks, timeout=FILL_S + self._case.flow_s)  # none of them ends by itself, unless it fails
+        tasks = [asyncio.create_task(one_after_the_other(place)) for place in range(FLOW_GROUPS)]
+        await asyncio.wait(tasks, timeout=FILL_S + FLOW_S)  # none of them ends by itself, unless it fails
         for task in tasks:
             task.cancel()
         ended = await asyncio.gather(*tasks, return_exceptions=True)

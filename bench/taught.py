@@ -2,7 +2,7 @@
 
 A random model never searches, and one that was taught takes minutes. So every turn asks the real engine for exactly as many tokens as the
 teacher's turn has; those are sampled, transported and scored like any others, and then the teacher's words take their place. Protocol,
-retrieval, rewards and Arrow see well-formed episodes of the world's two-hop questions, imperfect as the teacher is.
+retrieval, rewards and Arrow see well-formed episodes of several searches, imperfect as the teacher is.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from tasks.teacher import demonstrate
 from tasks.vocabulary import build_tokenizer
 from tasks.world import Universe
 
-SOURCE = "world/joint"  # two hops, so two searches unless the teacher stops early
+SOURCE = "world/joint"  # several hops, each with its search, unless the teacher stops early
 BUDGET = EpisodeBudget(max_turn_tokens=64, max_response_tokens=256)  # the demo's
 # The demo's last phase.
 RECIPE = RewardRecipe.model_validate(
@@ -58,9 +58,10 @@ class Lessons:
     turns: dict[str, Turns]  # by episode: group id, a dot, index
     found: dict[SearchQuery, SearchResult]
 
-    @property
-    def tokens(self) -> int:
-        return sum(len(turn) for turns in self.turns.values() for turn in turns)
+    def tokens(self, requests: list[GroupRequest]) -> int:
+        """What the model writes in these groups."""
+        members = (f"{request.group_id}.{member}" for request in requests for member in range(request.n))
+        return sum(len(turn) for member in members for turn in self.turns[member])
 
 
 def prepare_lessons(universe: Universe, index: HybridIndex, config: RetrievalConfig, groups: int, group_size: int) -> Lessons:

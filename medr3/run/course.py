@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from functools import partial
 
 from curriculum.controller import Controller
 from medr3.config import RunConfig
@@ -15,6 +16,7 @@ from medr3.run.journal import Journal
 from medr3.run.loop import TrainingLoop
 from medr3.run.manifest import Manifest, write_json
 from medr3.run.progress import Progress
+from medr3.run.reporting import deliver
 from medr3.run.rollback import roll_back
 from medr3.run.sampler import QuestionSampler
 from medr3.run.services import Services, connect_ray, index_hash, prepare_index, prepare_model
@@ -68,6 +70,7 @@ class Course:
                     checkpoint,
                     journal.ack,
                     journal.published,
+                    partial(deliver, self._progress, journal),
                 )
             try:
                 state = self._state(services, universe, index_hash(folder), journal, version)
@@ -122,7 +125,8 @@ class Course:
         return RunState(
             config=config, universe=universe, index_hash=index, pool=services.pool, learner=services.learner, journal=journal,
             ledger=ledger, sampler=sampler, controller=controller, progress=self._progress, watchdog=self._watchdog,
-            version=version, stop=self._stop, checkpoints=manifest.checkpoints if manifest else [],
+            version=version, publication=services.publication, reports=services.reports, stop=self._stop,
+            checkpoints=manifest.checkpoints if manifest else [],
         )  # fmt: skip
 
     def _sum_up(self, state: RunState) -> None:

@@ -11,9 +11,9 @@ from __future__ import annotations
 from curriculum.config import PhaseConfig
 from curriculum.controller import Decision, DecisionKind
 from medr3.evaluation.heldout import Examiner
-from medr3.evaluation.heldout_file import append_heldout
 from medr3.run.control import ControlRefused, read_control
 from medr3.run.feed import Feed
+from medr3.run.reporting import report
 from medr3.run.state import RunState
 from trajectories.events import EventKind
 
@@ -34,7 +34,7 @@ class Deciding:
         """Before the first step: the cold start's report, and the entry probe of the first phase."""
         state = self._state
         if not state.progress.heldout_by_phase:
-            await self._report("cold_start")
+            await report(state, self._examiner, "cold_start")
             state.journal.events.append(EventKind.PHASE_ENTERED, phase=state.controller.phase.name, step=state.progress.step)
         await self._probe()
 
@@ -102,7 +102,7 @@ class Deciding:
             to=decision.to,
         )
         state.progress.phase_left(decision)
-        await self._report(decision.phase)
+        await report(state, self._examiner, decision.phase)
         if decision.to:
             await self._enter(state.controller.phase)
 
@@ -116,20 +116,6 @@ class Deciding:
             reset_optimizer=rules.optimizer == "reset", refresh_reference=rules.reference == "refresh"
         )  # fmt: skip
         state.journal.events.append(EventKind.PHASE_ENTERED, phase=phase.name, step=state.progress.step)
-
-    async def _report(self, stage: str) -> None:
-        """Held-out accuracy in every phase's own setting; the first and the last report close the book as well."""
-        state = self._state
-        closed_book = stage == "cold_start" or state.controller.finished
-        with state.watchdog.stage("report"):
-            for phase in state.config.curriculum.phases:
-                score = await self._examiner.report(phase)
-                without = await self._examiner.report(phase, retrieval=False) if closed_book and phase.retrieval else None
-                state.progress.reported(stage, phase.name, score, without)
-                append_heldout(state.config.run.folder, stage, phase.name, score.correct)
-                state.watchdog.progress(f"{stage} was measured on {phase.name}")
-        shown = ", ".join(f"{phase} {cell['accuracy']:.3f}" for phase, cell in state.progress.heldout_by_phase[stage].items())
-        state.journal.say(f"held-out after {stage}: {shown}")
 
     def _warn(self) -> None:
         """Says once when a collapse threatens, and once when it is over."""

@@ -66,6 +66,8 @@ class TrainingLoop:
             state.ledger.drop(state.ledger.open_ids(), "run ended")
             state.journal.endings(state.ledger, state.finished, state.version)
             state.journal.store_rest(state.progress.step)
+            if state.reports is not None:
+                await state.reports.finish()
         return last if _rolls_back(last) else None
 
     async def _step(self, checkpoints: Checkpointing) -> Decision | None:
@@ -139,7 +141,7 @@ class TrainingLoop:
         state = self._state
         state.journal.published(publication)
         await state.pool.update(publication)  # each ack is written down as it comes
-        state.version = publication.version
+        state.version, state.publication = publication.version, publication
 
     def _counted(self) -> dict[str, float]:
         """The run's accounts as they stand now."""

@@ -7,7 +7,7 @@ import logging
 import os
 import random
 import zlib
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
@@ -20,6 +20,7 @@ from actors.pool import RolloutPool
 from learner.client import LearnerClient
 from medr3.config import RunConfig
 from medr3.errors import UserError
+from medr3.evaluation.background import BackgroundReports, Report
 from retrieval_service.app import deploy, undeploy
 from retrieval_service.config import RetrievalConfig
 from retrieval_service.index import HybridIndex, IndexRefused
@@ -143,6 +144,8 @@ class Services:
     pool: RolloutPool
     learner: LearnerClient
     app_name: str
+    publication: Publication
+    reports: BackgroundReports | None
 
     @classmethod
     async def start(
@@ -155,12 +158,13 @@ class Services:
         checkpoint: Path | None,
         on_ack: Callable[[WeightAck], None],
         on_published: Callable[[Publication], None],
+        on_report: Callable[[Report], None],
     ) -> Services:
         """Starts all three; engines are proved to hold the learner's weights before this returns."""
         unique = unique_name(config.run.name, config.run.folder)
         app_name = f"medr3-{unique}-retrieval"
         learner = LearnerClient(config.learner, unique, canary_tokens(universe, model))
-        pools: list[RolloutPool] = []
+        pools: list[RolloutPool | BackgroundReports] = []  # in the order in which they are ended
 
         async def publish() -> Publication:
             publication = await learner.start(model, version, checkpoint, config.run.folder / "ray_train")
@@ -171,9 +175,11 @@ class Services:
         publishing = asyncio.create_task(publish())
         try:
             handle = await asyncio.to_thread(deploy, index_folder, config.retrieval, app_name)
-            pools.append(RolloutPool(config.rollout, handle, config.retrieval, on_ack=on_ack))
-            await pools[0].start(str(model.resolve()), publishing)
-            return cls(pools[0], learner, app_name)
+            pool = RolloutPool(config.rollout, handle, config.retrieval, on_ack=on_ack)
+            reports = BackgroundReports(config, universe, handle, on_report) if config.evaluation.engines else None
+            pools += [reports, pool] if reports else [pool]
+            await asyncio.gather(*(each.start(str(model.resolve()), publishing) for each in pools))
+            return cls(pool, learner, app_name, await publishing, reports)
         except BaseException:
             publishing.cancel()
             await _stop(pools, learner, app_name)
@@ -181,10 +187,10 @@ class Services:
 
     async def stop(self) -> None:
         """Ends all three; what is gone already is no error."""
-        await _stop([self.pool], self.learner, self.app_name)
+        await _stop([self.reports, self.pool] if self.reports else [self.pool], self.learner, self.app_name)
 
 
-async def _stop(pools: list[RolloutPool], learner: LearnerClient, app_name: str) -> None:
+async def _stop(pools: Sequence[RolloutPool | BackgroundReports], learner: LearnerClient, app_name: str) -> None:
     for end in (*(pool.stop for pool in pools), learner.stop):
         with suppress(Exception):
             await end()

@@ -43,7 +43,7 @@ from tests.e2e.actors_tiny_model import build_model, publish, save_model
 from tests.e2e.elastic_cluster import NOTICE_S
 from trajectories.events import EventKind, EventLog
 from trajectories.ledger import Ledger
-from trajectories.publication import WeightAck
+from trajectories.publication import Publication, WeightAck
 from trajectories.recorder import Recorder
 from trajectories.schema import WeightVersion
 
@@ -113,7 +113,7 @@ class Run:
         self.state = RunState(
             config=config, universe=universe, index_hash="", pool=self.pool, learner=cast(LearnerClient, None), journal=journal,
             ledger=Ledger(config.ledger_rules()), sampler=QuestionSampler(universe, 0), controller=Controller(config.curriculum),
-            progress=Progress(), watchdog=Watchdog(300), version=WeightVersion(1, 0),
+            progress=Progress(), watchdog=Watchdog(300), version=WeightVersion(1, 0), publication=cast(Publication, None),
         )  # fmt: skip
         self.scaling = Scaling(self.state)
         self._loop = TrainingLoop(self.state)

@@ -113,9 +113,10 @@ def test_ctrl_c_ends_clean_and_resumable(tmp_path: Path, during: str) -> None:
 
 
 # Any change of length is a collapse here: what follows one is the same, and a real one would take many more steps.
+SIGNAL = "{metric: rollout/response_tokens, bad: both, min_change: 0.001}"
+RULES = "reference_steps: 4, recent_steps: 1, warn_at: 0.001, clear_at: 0.0005, signals_to_collapse: 1, patience: 1, max_rollbacks: 1"
 TOUCHY = (
-    "curriculum.collapse={signals: {length: {metric: rollout/response_tokens, bad: both, min_change: 0.001}}, reference_steps: 4,"
-    " recent_steps: 1, warn_at: 0.001, clear_at: 0.0005, signals_to_collapse: 1, patience: 1, max_rollbacks: 1}",
+    f"curriculum.collapse={{signals: {{length: {SIGNAL}}}, {RULES}}}",
     "curriculum.phases.reasoning.min_steps=40", "curriculum.phases.reasoning.max_steps=40",
 )  # fmt: skip
 

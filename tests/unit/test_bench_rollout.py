@@ -58,9 +58,13 @@ def rolled_out(lessons: Lessons, delay_s: float) -> tuple[list[Episode], TaughtP
 def test_whatever_the_engine_samples_the_teacher_s_episodes_are_whole(lessons: Lessons) -> None:
     episodes, policy = rolled_out(lessons, delay_s=0.0)
     assert {episode.finish for episode in episodes} == {"answer"}
-    assert {len(episode.searches) for episode in episodes} == {1, 2}  # the teacher stops early now and then
-    assert all(episode.searches[0].documents for episode in episodes)
-    assert sum(sum(episode.loss_mask) for episode in episodes) == lessons.tokens == sum(sent.tokens for sent in policy.sent)
+    assert len({len(episode.searches) for episode in episodes}) > 1  # the teacher stops early now and then
+    assert all(episode.searches and episode.searches[0].documents for episode in episodes)
+    assert (
+        sum(sum(episode.loss_mask) for episode in episodes)
+        == lessons.tokens(lessons.requests)
+        == sum(sent.tokens for sent in policy.sent)
+    )
     assert to_table(episodes).num_rows == 12
 
 
@@ -98,17 +102,17 @@ def test_processor_time_is_that_of_the_process_and_of_those_below_it() -> None:
     before = processor_time(os.getpid())
     subprocess.run([sys.executable, "-c", work], check=True)  # ended and waited for
     with_ended = processor_time(os.getpid()) - before
-    assert 0.3 <= with_ended.tree < 0.8
+    assert 0.25 <= with_ended.tree < 0.8  # counted in ticks of 10 ms
     running = subprocess.Popen([sys.executable, "-c", f"{work}\ntime.sleep(30)"])
     try:
         deadline = time.monotonic() + 20
-        while processor_time(running.pid).tree < 0.3 and time.monotonic() < deadline:
+        while processor_time(running.pid).tree < 0.25 and time.monotonic() < deadline:
             time.sleep(0.05)
-        assert (processor_time(os.getpid()) - before).tree >= with_ended.tree + 0.3
+        assert (processor_time(os.getpid()) - before).tree >= with_ended.tree + 0.2
     finally:
         running.kill()
         running.wait()
-    assert with_ended.total > 0 and with_ended.busy >= 0.3
+    assert with_ended.total > 0 and with_ended.busy >= 0.25
 
 
 def test_steps_are_compared_with_what_the_synchronous_run_s_work_allows() -> None:

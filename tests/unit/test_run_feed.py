@@ -76,7 +76,7 @@ async def feeding(folder: Path, pool: ScriptedPool, *overrides: str) -> AsyncIte
     state: Any = RunState(
         config=config, universe=UNIVERSE, index_hash="", pool=pool, learner=None, journal=journal,  # type: ignore[arg-type]
         ledger=Ledger(config.ledger_rules()), sampler=QuestionSampler(UNIVERSE, 0), controller=Controller(config.curriculum),
-        progress=Progress(), watchdog=Watchdog(60), version=V,
+        progress=Progress(), watchdog=Watchdog(60), version=V, publication=None,  # type: ignore[arg-type]
     )  # fmt: skip
     feed = Feed(state)
     running = asyncio.create_task(feed.run())
