@@ -38,7 +38,7 @@ PIPED_WIDTH = 200  # columns where no terminal says how wide it is: a table is n
 def show(
     run: Target = None,
     episode: Annotated[
-        str | None, typer.Argument(metavar="[GROUP/EPISODE]", help="or EPISODE; without, the last groups")
+        str | None, typer.Argument(metavar="[GROUP[/N]]", help="its N-th episode, from 0; without, the last groups")
     ] = None,
     last: Annotated[int, typer.Option(min=1, help="how many groups")] = 20,
     as_json: Json = False,

@@ -44,7 +44,7 @@ class Replica:
     def __init__(self, folder: str, config: RetrievalConfig) -> None:
         index = HybridIndex.load(Path(folder), config)
         self._answering = Answering(index, config.cache_entries, config.inject_failure_rate)
-        self._delay_s = config.inject_delay_s
+        self._delay_s, self._latency_s = config.inject_delay_s, config.inject_latency_s
         # One thread: searches keep a core busy anyway, and the event loop stays free for health checks and cancellations.
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="search")
         self._index, self._canary = index, index.canary()
@@ -56,6 +56,8 @@ class Replica:
 
     async def search(self, queries: list[SearchQuery]) -> list[Answer]:
         """One answer for each query, in order; the index searches up to `max_batch` queries of several callers together."""
+        if self._latency_s:
+            await asyncio.sleep(self._latency_s)
         parts = [queries[start : start + self._max_batch] for start in range(0, len(queries), self._max_batch)]
         answered: list[list[Answer]] = await asyncio.gather(*map(self._merged, parts))
         return [answer for part in answered for answer in part]

@@ -32,6 +32,9 @@ class RetrievalConfig(BaseModel):
     retries: int = Field(default=2, ge=0, description="times that a client sends searches again whose replica died")
     http_port: int = Field(default=0, ge=0, le=65535, description="HTTP on loopback beside the handle calls; 0: none")
     inject_delay_s: float = Field(default=0.0, ge=0, description="chaos: every batch takes this much longer")
+    inject_latency_s: float = Field(
+        default=0.0, ge=0, description="benchmarks: every call is answered this much later; those of a time wait together"
+    )
     inject_failure_rate: float = Field(default=0.0, ge=0, le=1, description="chaos: share of searches that fail")
 
     @model_validator(mode="after")

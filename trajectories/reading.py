@@ -53,7 +53,7 @@ class Record:
         yield from chain(of_spool, of_store) if newest_first else chain(of_store, of_spool)
 
     def find(self, name: str) -> dict[str, Any] | None:
-        """The newest row of an episode, named by its id or as group/episode."""
+        """The newest row of an episode; `_index` says how it may be named."""
         stored, spooled = self._now()
         for group in spooled:
             if (index := _index(group.rows, name)) is not None:
@@ -90,9 +90,15 @@ class Record:
 
 
 def _index(rows: pa.Table, name: str) -> int | None:
+    """The place of an episode, named by its id, as group/id, as group/number (from 0), or as a group, whose first one it is."""
     group, _, episode = name.rpartition("/")
-    ids = zip(rows["group_id"].to_pylist(), rows["episode_id"].to_pylist(), strict=True)
-    return next((i for i, (group_id, own) in enumerate(ids) if own == episode and group in ("", group_id)), None)
+    ids = list(zip(rows["group_id"].to_pylist(), rows["episode_id"].to_pylist(), strict=True))
+    for i, (group_id, own) in enumerate(ids):
+        if own == episode and group in ("", group_id):
+            return i
+    of_group = [i for i, (group_id, _) in enumerate(ids) if group_id == (group or episode)]
+    number = 0 if not group else int(episode) if episode.isdigit() else len(ids)
+    return of_group[number] if number < len(of_group) else None
 
 
 def _row(rows: pa.Table, index: int) -> dict[str, Any]:

@@ -132,5 +132,5 @@ def test_the_runs_differ_from_the_demo_in_what_they_say(tmp_path: Path) -> None:
     path.write_text(yaml.safe_dump(settings(tmp_path / "run", 2, tmp_path / "model")))
     config = load(path, [])
     assert [phase.name for phase in config.curriculum.phases] == ["joint"]
-    assert (config.rollout.max_staleness, config.retrieval.inject_delay_s) == (2, 1.0)
+    assert (config.rollout.max_staleness, config.retrieval.inject_latency_s) == (2, 1.0)
     assert config.rollout.groups_per_step * config.rollout.group_size == 256
