@@ -11,7 +11,7 @@ PYTHON ?= $(firstword $(foreach name,python3.11 python3.12 python3.13 python3 py
 # One thread per process: the processes of a test share the cores, and their threads would wait for each other.
 TEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 
-.PHONY: venv demo test unit e2e lint
+.PHONY: venv demo test unit e2e long lint
 
 venv: $(STAMP)
 
@@ -34,7 +34,11 @@ unit: venv
 	$(TEST) -m "not e2e"
 
 e2e: venv
-	$(TEST) -m e2e
+	$(TEST) -m "e2e and not long"
+
+# A cluster that grows, loses processes and nodes, and shrinks: too long for every change, and needs two cores to itself.
+long: venv
+	$(TEST) -s -m long
 
 lint: venv
 	$(BIN)/ruff check .

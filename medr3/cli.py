@@ -29,7 +29,9 @@ app = typer.Typer(
 RunOrJob = Annotated[str | None, typer.Argument(metavar="[RUN|JOB]", help="a run of this machine; with --address a job")]
 Address = Annotated[str | None, typer.Option(help="the cluster's dashboard, such as http://127.0.0.1:8265")]
 
-BENCHMARKS = ("curves", "judge", "learner", "ledger", "rewards", "simulation", "trajectories", "weights")
+BENCHMARKS = (
+    "asynchrony", "curves", "judge", "learner", "ledger", "rewards", "rollout", "simulation", "trajectories", "weights",
+)  # fmt: skip
 USER_ERROR_EXIT = 2  # as for a wrong command line: nothing was started, the caller can mend it
 
 
