@@ -38,8 +38,9 @@ class DecisionKind(StrEnum):
 class Decision:
     """What the controller decided about `phase`, and why.
 
-    Where a phase was left, `left_by` is "plateau", "score", "max_steps", "entry", "forgetting", "collapse", "override" or what `stop` was told, and `to` the
-    phase that is on now, or empty at the end. A roll-back leaves no phase: weights from before `evidence["since"]` are to be loaded.
+    Where a phase was left, `left_by` is "plateau", "score", "max_steps", "entry", "forgetting", "collapse", "override" or what `stop`
+    was told, and `to` the phase that is on now, or empty at the end. A roll-back leaves no phase: weights from before
+    `evidence["since"]` are to be loaded.
     """
 
     kind: DecisionKind

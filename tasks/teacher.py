@@ -26,7 +26,11 @@ from tasks.questions import AnswerKind, Document, Question
 from tasks.vocabulary import END, LETTERS, RELATIONS
 from tasks.world import LARGEST_FACTOR, SIGNATURES, SMALLEST_FACTOR, World, statement
 
-STOPS_EARLY = {"world/reasoning": 0.5, "world/retrieval": 0.2, "world/joint": 0.35}  # of questions of several hops with a named answer
+STOPS_EARLY = {
+    "world/reasoning": 0.5,
+    "world/retrieval": 0.2,
+    "world/joint": 0.35,
+}  # of questions of several hops with a named answer
 CITES_STRANGER = 0.4  # of the last hops in the reasoning phase, where the strangers stand in the prompt
 WRONG_PRODUCT = 0.08  # 0.2 was measured to be too much: the model then learns to guess
 FEW_LEVELS = 0.7  # of the drills: with more levels the model learns to match the level instead of the entity
