@@ -101,7 +101,7 @@ class World:
         >>> world = World("train-0", WorldConfig(), held_out=False)
         >>> question = world.question("world/joint", 5)
         >>> (question.hops, question == world.question("world/joint", 5))
-        (2, True)
+        (3, True)
     """
 
     def __init__(self, collection: str, config: WorldConfig, *, held_out: bool) -> None:

@@ -7,8 +7,6 @@ import json
 from pathlib import Path
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from medr3.config import RunConfig, load
@@ -27,11 +25,8 @@ from medr3.run.manifest import (
     write_manifest,
 )
 from medr3.run.progress import Progress
-from medr3.run.sampler import QuestionSampler
 from medr3.run.train import _reason, _record_end
 from medr3.run.watchdog import RunStalled, Watchdog
-from tasks.config import WorldConfig
-from tasks.world import Universe
 from trajectories.events import EventLog, read_events
 from trajectories.publication import WeightAck
 from trajectories.recorder import Recorder
@@ -95,29 +90,6 @@ def test_a_replayed_question_keeps_the_rules_of_its_phase() -> None:
     config = load(DEMO, [])
     assert not config.rules("joint", "world/reasoning").retrieval
     assert config.rules("joint", "world/joint").name == "joint"
-
-
-@given(draws=st.integers(1, 60), cut=st.integers(0, 59), seed=st.integers(0, 5))
-def test_a_restored_sampler_goes_on_as_if_nothing_had_happened(draws: int, cut: int, seed: int) -> None:
-    phases = load(DEMO, []).curriculum.phases
-    universe = _universe()
-    straight, first, second = (QuestionSampler(universe, seed) for _ in range(3))
-    expected = [straight.next(phases, i % 3).id for i in range(draws)]
-    cut = min(cut, draws)
-    got = [first.next(phases, i % 3).id for i in range(cut)]
-    second.restore(json.loads(json.dumps(first.snapshot())))
-    got += [second.next(phases, i % 3).id for i in range(cut, draws)]
-    assert got == expected
-    assert len(set(got)) == len(got)
-
-
-_UNIVERSES: list[Universe] = []
-
-
-def _universe() -> Universe:
-    if not _UNIVERSES:
-        _UNIVERSES.append(Universe.build(WorldConfig(training_worlds=2)))
-    return _UNIVERSES[0]
 
 
 def _record(step: int, phase_index: int = 0, score: float | None = None) -> CheckpointRecord:
