@@ -44,10 +44,8 @@ class Deciding:
         decision = state.controller.observe(step, metrics["reward/mean"], metrics)
         self._warn()
         decision = decision or self._asked(step) or self._budget(step)
-        if decision is not None and decision.kind is DecisionKind.ROLL_BACK:
+        if decision is not None and (decision.kind is DecisionKind.ROLL_BACK or decision.left_by == "collapse"):
             return decision
-        if decision is not None and decision.left_by == "collapse":
-            raise TrainingCollapsed(f"phase {decision.phase!r}: {decision.reason}: lower its learning rate")
         if decision is not None and decision.kind is not DecisionKind.STAY:
             await self._leave(decision)
         return await self._probe() if decision is None or decision.kind is DecisionKind.STAY else decision

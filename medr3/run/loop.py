@@ -30,7 +30,7 @@ from curriculum.config import PhaseConfig, learning_rate_at
 from curriculum.controller import Decision, DecisionKind
 from learner.messages import StepResult
 from medr3.run.checkpointing import Checkpointing
-from medr3.run.deciding import Deciding
+from medr3.run.deciding import Deciding, TrainingCollapsed
 from medr3.run.diagnosis import explain_wait
 from medr3.run.feed import Feed
 from medr3.run.journal import FinishedGroup, Seconds, step_metrics
@@ -92,6 +92,8 @@ class TrainingLoop:
         metrics = step_metrics(groups, phase.name, result.metrics, seconds) | self._counted()
         decision = await self._deciding.after_step(step, metrics)
         state.journal.tracker.log(step, phase.name, metrics | state.progress.probed_at(step, phase.name))
+        if decision is not None and decision.left_by == "collapse":
+            raise TrainingCollapsed(f"phase {decision.phase!r}: {decision.reason}: lower its learning rate")
         if not _rolls_back(decision):
             await self._checkpoint(checkpoints, phase, decision)
         state.journal.status(
