@@ -52,7 +52,8 @@ async def train(client: LearnerClient, step: int, generation: int = 1):
 
 
 def kill_a_worker() -> None:
-    own = psutil.Process().children(recursive=True)
+    # An engine of an earlier test may still be a zombie, which has no command line.
+    own = [each for each in psutil.Process().children(recursive=True) if each.status() != psutil.STATUS_ZOMBIE]
     workers = [process for process in own if "RayTrainWorker" in " ".join([process.name(), *process.cmdline()])]
     assert len(workers) == 2, "the killed process must be one of ours"
     os.kill(workers[1].pid, signal.SIGKILL)
