@@ -6,26 +6,17 @@ import json
 import os
 import secrets
 import shutil
-import socket
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import psutil
+from tests.e2e.ray_head import end, free_ports, until_answering
 
-START_TIMEOUT_S = 180  # 5 s on idle cores; minutes where other tests have them
 NOTICE_S = 30  # the shortest that providers give
 OBJECT_STORE = 100_000_000  # bytes, of each node; Ray's least is 78 MB
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 @contextmanager
@@ -35,7 +26,7 @@ def elastic_cluster(max_nodes: int, idle_s: float) -> Iterator[dict[str, str]]:
     token = folder / "token"
     token.touch(mode=0o600)
     token.write_text(secrets.token_hex(32))
-    port = free_port()
+    (port,) = free_ports(1)
     engine_node = {"CPU": 1, "GPU": 1, "object_store_memory": OBJECT_STORE}
     config = {
         "cluster_name": "elastic", "max_workers": max_nodes, "upscaling_speed": max_nodes, "idle_timeout_minutes": idle_s / 60,
@@ -69,47 +60,8 @@ def elastic_cluster(max_nodes: int, idle_s: float) -> Iterator[dict[str, str]]:
             env=environment, stdout=log, stderr=subprocess.STDOUT,
         )  # fmt: skip
         try:
-            _until_answering(head, port, folder / "start.log")
+            until_answering(head, port, folder / "start.log")
             yield environment
         finally:
-            _end(head, folder)
+            end(head, folder)
             shutil.rmtree(folder, ignore_errors=True)
-
-
-def _until_answering(head: subprocess.Popen[bytes], port: int, log: Path) -> None:
-    deadline = time.monotonic() + START_TIMEOUT_S
-    while time.monotonic() < deadline and head.poll() is None:
-        with socket.socket() as probe:
-            probe.settimeout(1)
-            if probe.connect_ex(("127.0.0.1", port)) == 0:
-                return
-        time.sleep(0.2)
-    raise RuntimeError(f"ray start did not come up:\n{log.read_text()}")
-
-
-def _end(head: subprocess.Popen[bytes], folder: Path) -> None:
-    """The head first; then, by their ids, those of this cluster's processes that outlive it: its nodes' are nobody's children."""
-    head.terminate()
-    try:
-        head.wait(timeout=20)
-    except subprocess.TimeoutExpired:
-        head.kill()
-        head.wait()
-    _, alive = psutil.wait_procs(_processes_of(folder), timeout=5)
-    for process in alive:
-        process.kill()
-    psutil.wait_procs(alive, timeout=10)
-
-
-def _processes_of(folder: Path) -> list[psutil.Process]:
-    """Ray names its session folder in the command line of everything that it starts; workers inherit the token's path."""
-    found = []
-    for process in psutil.process_iter():
-        try:
-            if str(folder) in " ".join(process.cmdline()) or process.environ().get("RAY_AUTH_TOKEN_PATH", "").startswith(
-                str(folder)
-            ):
-                found.append(process)
-        except (psutil.NoSuchProcess, psutil.AccessDenied, psutil.ZombieProcess):
-            continue
-    return found

@@ -6,7 +6,6 @@ import json
 import os
 import secrets
 import shutil
-import socket
 import subprocess
 import sys
 import tempfile
@@ -15,16 +14,15 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import psutil
 import pytest
 
 from tests.e2e import small_run
+from tests.e2e.ray_head import end, free_ports, until_answering
 from trajectories.audit import audit
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]
 
 ROOT = Path(__file__).parents[2]
-START_TIMEOUT_S = 180  # 5 s on idle cores; minutes where other tests have them
 
 
 @dataclass(frozen=True)
@@ -46,16 +44,6 @@ class Cluster:
         done = self.run(sys.executable, "-c", opening + code)
         assert done.returncode == 0, done.stderr
         return done.stdout.strip()
-
-
-def free_ports(count: int) -> list[int]:
-    held = [socket.socket() for _ in range(count)]
-    for one in held:
-        one.bind(("127.0.0.1", 0))
-    ports = [one.getsockname()[1] for one in held]
-    for one in held:
-        one.close()
-    return ports
 
 
 @pytest.fixture(scope="module")
@@ -81,36 +69,12 @@ def cluster() -> Iterator[Cluster]:
         env=environment, stdout=log, stderr=subprocess.STDOUT,
     )  # fmt: skip
     try:
-        wait_until_answering(head, dashboard, folder / "start.log")
+        until_answering(head, dashboard, folder / "start.log")
         yield Cluster(f"http://127.0.0.1:{dashboard}", environment)
     finally:
         end(head, folder)
         log.close()
         shutil.rmtree(folder, ignore_errors=True)
-
-
-def wait_until_answering(head: subprocess.Popen[bytes], port: int, log: Path) -> None:
-    deadline = time.monotonic() + START_TIMEOUT_S
-    while time.monotonic() < deadline and head.poll() is None:
-        with socket.socket() as probe:
-            probe.settimeout(1)
-            if probe.connect_ex(("127.0.0.1", port)) == 0:
-                return
-        time.sleep(0.2)
-    pytest.fail(f"ray start did not come up:\n{log.read_text()}")
-
-
-def end(head: subprocess.Popen[bytes], folder: Path) -> None:
-    """Ends the head, then by their ids those of this cluster's processes that outlive it."""
-    head.terminate()
-    try:
-        head.wait(timeout=20)
-    except subprocess.TimeoutExpired:
-        head.kill()
-        head.wait()
-    for process in psutil.process_iter(["cmdline"]):
-        if any(str(folder) in word for word in process.info["cmdline"] or []):
-            process.kill()
 
 
 def test_a_job_is_submitted_watched_and_stopped(cluster: Cluster) -> None:
