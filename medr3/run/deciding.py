@@ -8,6 +8,7 @@
 
 from __future__ import annotations
 
+from curriculum.collapse import Health
 from curriculum.config import PhaseConfig
 from curriculum.controller import Decision, DecisionKind
 from medr3.evaluation.heldout import Examiner
@@ -118,8 +119,7 @@ class Deciding:
     def _warn(self) -> None:
         """Says once when a collapse threatens, and once when it is over."""
         health = self._state.controller.health
-        warned = health is not None and health.health != "healthy"
-        if warned != self._warned:
-            assert health is not None or not warned
-            self._state.journal.say(f"warning: {health.words}" if health and warned else "healthy again")
-        self._warned = warned
+        words = health.words if health is not None and health.health is not Health.HEALTHY else ""
+        if bool(words) != self._warned:
+            self._state.journal.say(f"warning: {words}" if words else "healthy again")
+        self._warned = bool(words)
