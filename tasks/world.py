@@ -10,7 +10,7 @@ mostly contradict it. Every world is its own collection of the index. All is der
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -231,19 +231,25 @@ class World:
                 documents.append(self.facts[relation, subject].documents[0])
         return tuple(rng.sample(documents, len(documents)))
 
-    def questions(self, source_name: str, count: int) -> list[Question]:
-        """`count` questions whose texts, options and contexts all differ."""
+    def questions(
+        self, source_name: str, count: int, wanted: Callable[[Question], bool] = lambda question: True
+    ) -> list[Question]:
+        """`count` questions, of those that are wanted, whose texts, options and contexts all differ."""
         seen: set[str] = set()
         found: list[Question] = []
-        for index in range(count * 50):
+        for index in range(count * 200 + 1_000):  # what is wanted may be one in some thirty
             question = self.question(source_name, index)
+            if not wanted(question):
+                continue
             key = question.text + "".join(question.options.values()) + "".join(d.id for d in question.context)
             if key not in seen:
                 seen.add(key)
                 found.append(question)
             if len(found) == count:
                 return found
-        raise ValueError(f"world {self.collection!r} has only {len(found)} different questions of {source_name}, not {count}")
+        raise ValueError(
+            f"world {self.collection!r} has only {len(found)} different questions of {source_name} as they are wanted, not {count}"
+        )
 
 
 @dataclass(frozen=True)

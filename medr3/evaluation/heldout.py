@@ -9,6 +9,7 @@ from actors.messages import Examined, GroupRequest
 from curriculum.config import PhaseConfig
 from medr3.config import RunConfig
 from medr3.evaluation.asking import Examination, ask, episodes_at_once
+from medr3.phase_questions import held_out_questions
 from tasks.questions import Question
 from tasks.world import Universe
 
@@ -51,7 +52,7 @@ class Examiner:
     def __init__(self, examination: Examination, config: RunConfig, universe: Universe) -> None:
         self._examination, self._config = examination, config
         self._questions = {
-            (purpose, phase.name): mixture(universe, purpose, phase, count)
+            (purpose, phase.name): held_out_questions(universe.held_out[purpose], phase, count)
             for purpose, count in (("probe", config.evaluation.probe_questions), ("test", config.evaluation.test_questions))
             for phase in config.curriculum.phases
         }
@@ -74,12 +75,3 @@ class Examiner:
             for question in questions
         ]  # fmt: skip
         return Score.of(questions, await ask(self._examination, requests, episodes_at_once(self._config.rollout)))
-
-
-def mixture(universe: Universe, purpose: str, phase: PhaseConfig, count: int) -> list[Question]:
-    """Held-out questions of a phase, as many of each source as its share says."""
-    total = sum(phase.mixture.values())
-    found: list[Question] = []
-    for source, weight in phase.mixture.items():
-        found += universe.held_out[purpose].questions(source, round(count * weight / total))
-    return found

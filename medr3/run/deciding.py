@@ -45,11 +45,12 @@ class Deciding:
         decision = state.controller.observe(step, metrics["reward/mean"], metrics)
         self._warn()
         decision = decision or self._asked(step) or self._budget(step)
-        if decision is not None and (decision.kind is DecisionKind.ROLL_BACK or decision.left_by == "collapse"):
-            return decision
-        if decision is not None and decision.kind is not DecisionKind.STAY:
+        if decision is None or decision.kind is DecisionKind.STAY:
+            return await self._probe()
+        if decision.kind is not DecisionKind.ROLL_BACK and decision.left_by != "collapse":
             await self._leave(decision)
-        return await self._probe() if decision is None or decision.kind is DecisionKind.STAY else decision
+            await self._probe()  # the phase that is on now, by its entry rule
+        return decision
 
     def _asked(self, step: int) -> Decision | None:
         """What a person said, by `medr3 phase`."""

@@ -149,11 +149,13 @@ class TrainingLoop:
         """The run's accounts as they stand now."""
         counts, signals = self._state.ledger.counts(), self._state.pool.signals()
         groups = {"trained": counts.trained, "voided": counts.voided, "requeued": counts.requeued}
+        bands = self._state.sampler.bands(self._state.controller.phase.name)
         groups |= {f"dropped/{reason}": counts.reasons.get(reason, 0) for reason in ("stale", "uniform", "surplus")}
         return {f"groups/{name}": float(n) for name, n in groups.items()} | {
             "curriculum/phase_index": float(self._state.controller.phase_index),
             "rollout/engines": float(signals.healthy),
             "rollout/kv_use": signals.kv_use,
+            **{f"curriculum/questions_{band}": float(n) for band, n in bands.items()},
         }
 
 

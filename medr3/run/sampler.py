@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections import Counter
 from typing import Any
 
 from curriculum.config import PhaseConfig
 from curriculum.difficulty import QuestionPool
 from curriculum.mixing import Turns
-from curriculum.phase_parts import LengthSchedule
-from tasks.questions import LengthInstruction, Question, without_length
-from tasks.world import SOURCES, Universe
+from medr3.phase_questions import Aspect, next_aspect, with_length
+from tasks.questions import Question, without_length
+from tasks.world import Universe
 
 MOST_SKIPPED = 10_000  # a kind or specialty that so many questions in a row do not have is not there
 
@@ -45,15 +45,14 @@ class QuestionSampler:
         on = phases[index]
         phase = on if index == 0 else self._or_an_earlier(phases, index)
         source = self._turns.next(f"{phase.name}: sources", phase.mixture)
-        kind, specialty = self._aspect(phase, source)
+        aspect = next_aspect(self._turns, phase, source)
         if phase.sampling.order == "uniform":
-            question = self._fresh(source, kind, specialty)
+            question = self._fresh(source, aspect)
         else:
-            pool = self._pool(phase, f"{source}|{kind}|{specialty}")
-            question = self._universe.question(pool.next(lambda: self._fresh(source, kind, specialty).id))
-        if phase.length is None:
-            return question
-        return self._with_length(question, phase.name, phase.length, step_in_phase if phase is on else phase.length.steps)
+            pool = self._pool(phase, f"{source}|{aspect.kind}|{aspect.specialty}")
+            question = self._universe.question(pool.next(lambda: self._fresh(source, aspect).id))
+        made = step_in_phase if phase is on or phase.length is None else phase.length.steps
+        return with_length(self._turns, phase, question, made)
 
     def observe(self, question_id: str, successes: int, n: int) -> None:
         """A group finished: `successes` of its `n` episodes are right. Learnability is judged by it."""
@@ -62,9 +61,13 @@ class QuestionSampler:
             if pool.knows(name):
                 pool.observe(name, successes, n)
 
-    def bands(self) -> dict[str, dict[str, int]]:
-        """Per pool, how many of its questions are how hard; nothing where questions are asked uniformly."""
-        return {name: pool.bands() for name, pool in self._pools.items()}
+    def bands(self, phase: str) -> dict[str, int]:
+        """How many of the questions in play in a phase are how hard; nothing where it asks uniformly."""
+        count = Counter[str]()
+        for name, pool in self._pools.items():
+            if name.startswith(f"{phase}|"):
+                count.update(pool.bands())
+        return dict(count)
 
     def snapshot(self) -> dict[str, Any]:
         """JSON for the manifest."""
@@ -83,45 +86,18 @@ class QuestionSampler:
         chosen = self._turns.next(f"{phases[index].name}: replay", shares)
         return next(phase for phase in phases if phase.name == chosen)
 
-    def _aspect(self, phase: PhaseConfig, source: str) -> tuple[str, str]:
-        """The answer kind and the specialty whose turn it is, each empty where the phase leaves it open."""
-        offers = SOURCES[source].offers
-        kind = specialty = ""
-        if phase.kinds:
-            offered = [kind for kind, of in offers if not phase.specialties or phase.specialties.get(of, 0) > 0]
-            kind = self._turns.next(f"{phase.name}: kinds of {source}", _only(phase.kinds, offered))
-        if phase.specialties:
-            offered = [of for its_kind, of in offers if kind in ("", its_kind)]
-            specialty = self._turns.next(
-                f"{phase.name}: specialties of {source} {kind}".rstrip(), _only(phase.specialties, offered)
-            )
-        return kind, specialty
-
-    def _fresh(self, source: str, kind: str, specialty: str) -> Question:
-        """The next question of a source that was never asked and has the kind and specialty; those in between are passed over."""
+    def _fresh(self, source: str, aspect: Aspect) -> Question:
+        """The next question of a source that was never asked and fits; those in between are passed over."""
         cursor = self._cursors.get(source, 0)
         for index in range(cursor, cursor + MOST_SKIPPED):
             question = self._universe.training_question(source, index)
-            if kind in ("", question.kind.value) and specialty in ("", question.specialty):
+            if aspect.fits(question):
                 self._cursors[source] = index + 1
                 return question
-        raise ValueError(
-            f"{source}: {MOST_SKIPPED:,} questions in a row are not of {' '.join(filter(None, (kind, specialty)))}"
-        )
+        raise ValueError(f"{source}: {MOST_SKIPPED:,} questions in a row are not of {' '.join(filter(None, aspect))}")
 
     def _pool(self, phase: PhaseConfig, stream: str) -> QuestionPool:
         name = f"{phase.name}|{stream}"
         if name not in self._pools:
             self._pools[name] = QuestionPool(phase.sampling, f"{self._seed}/{name}")
         return self._pools[name]
-
-    def _with_length(self, question: Question, phase: str, schedule: LengthSchedule, step: int) -> Question:
-        mode = self._turns.next(f"{phase}: lengths", {str(mode): weight for mode, weight in schedule.modes.items()})
-        if mode == "free":
-            return question
-        return question.thinking_for(LengthInstruction(mode=mode, tokens=schedule.at(step)))
-
-
-def _only(weights: Mapping[Any, float], names: Iterable[str]) -> dict[str, float]:
-    known = set(names)
-    return {str(name): weight for name, weight in weights.items() if name in known}

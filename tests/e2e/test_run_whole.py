@@ -7,10 +7,12 @@ import os
 import shutil
 import signal
 import subprocess
+import time
 from pathlib import Path
 
 import pytest
 
+from medr3.run.control import Control, write_control
 from medr3.run.manifest import MANIFEST
 from medr3.run.services import unique_name
 from tests.e2e import small_run
@@ -22,7 +24,7 @@ pytestmark = [pytest.mark.e2e, pytest.mark.timeout(900)]  # whole runs take minu
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run through all three phases that was killed with SIGKILL in the middle and resumed, two versions of staleness allowed."""
+    """A run through all three phases, two versions of staleness allowed: killed with SIGKILL in the second phase, resumed, told to advance."""
     folder = tmp_path_factory.mktemp("runs") / "small"
     process = small_run.start(folder, "rollout.max_staleness=2")
     try:
@@ -34,6 +36,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     finally:
         small_run.end(process)
     (folder / "killed.json").write_text((folder / MANIFEST).read_text())
+    write_control(folder, Control("advance", time.time()))  # taken after the first step that follows
     process = small_run.start(folder, "rollout.max_staleness=2")
     try:
         assert process.wait(400) == 0, small_run.output(folder)[-3000:]
@@ -69,6 +72,14 @@ def test_it_went_on_in_the_phase_in_which_it_was_killed(finished: Path) -> None:
     assert f"resumed at step {manifest['step']} in phase {manifest['controller']['phase']}" in small_run.output(finished)
 
 
+def test_it_advanced_when_told_to_and_the_next_phase_was_probed_before_its_first_step(finished: Path) -> None:
+    events = read_events(finished / "events.jsonl").events
+    left = next(i for i, event in enumerate(events) if event.kind is EventKind.PHASE_LEFT and event["left_by"] == "override")
+    assert (events[left]["phase"], events[left]["to"]) == ("retrieval", "joint")
+    probe = next(event for event in events[left:] if event.kind is EventKind.PROBE)
+    assert (probe["phase"], probe["step"]) == ("joint", events[left]["step"])
+
+
 def test_every_step_was_written_once_and_engine_and_learner_agreed(finished: Path) -> None:
     rows = [json.loads(line) for line in (finished / "metrics.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows] == list(range(1, len(rows) + 1))
@@ -81,7 +92,7 @@ def test_the_summary_tells_all(finished: Path) -> None:
     summary = json.loads((finished / "summary.json").read_text())
     assert set(summary["heldout"]) == {"cold_start", "reasoning", "retrieval", "joint"}
     assert [phase["name"] for phase in summary["phases"]] == ["reasoning", "retrieval", "joint"]
-    assert all(phase["left_by"] in ("plateau", "max_steps") and phase["evidence"] for phase in summary["phases"])
+    assert all(phase["left_by"] in ("plateau", "max_steps", "override") and phase["evidence"] for phase in summary["phases"])
     assert summary["groups"]["admitted"] == sum(summary["groups"][end] for end in ("trained", "dropped", "voided"))
     assert summary["max_age"] <= 2 and summary["tokens_per_s"] > 0 and summary["wall_s"] > 0
     assert (finished / "report.html").stat().st_size > 10_000

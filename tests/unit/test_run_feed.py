@@ -179,7 +179,7 @@ def test_results_reach_the_sampler_and_the_phase_s_ladder_the_engines(tmp_path: 
     async def scenario() -> None:
         async with feeding(tmp_path, ScriptedPool(script), *settings) as (_, state):
             await until(lambda: state.ledger.states().get("finished") == 4)
-            assert list(state.sampler.bands().values()) == [{"unseen": 4, "middle": 4, "retired": 0}]
+            assert state.sampler.bands("reasoning") == {"unseen": 4, "middle": 4, "retired": 0}
 
     asyncio.run(scenario())
     assert {request.temperatures for request in requests} == {(0.4, 1.0)}

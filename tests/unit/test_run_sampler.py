@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from curriculum.config import PhaseConfig
 from medr3.errors import UserError
 from medr3.evaluation.leakage import refuse_leaks
+from medr3.phase_questions import held_out_questions
 from medr3.run.sampler import QuestionSampler
 from tasks.config import WorldConfig
 from tasks.prompting import question_prompt
@@ -77,7 +78,7 @@ def test_results_that_come_after_a_resume_count_before_their_pool_is_asked_again
     for each in (first, second):
         each.observe(question.id, 0, 8)
     assert second.snapshot() == first.snapshot()
-    assert [bands["retired"] for bands in second.bands().values()] == [1]
+    assert (second.bands("retrieval")["retired"], second.bands("reasoning")) == (1, {})
 
 
 def test_a_batch_is_mixed_as_the_weights_say() -> None:
@@ -145,3 +146,20 @@ def test_a_held_out_world_of_a_training_collection_is_refused() -> None:
     leaking = World("train-1", CONFIG, held_out=True)
     with pytest.raises(UserError, match="held-out world 'test' shares 'train-1'"):
         refuse_leaks(replace(universe(), held_out={**universe().held_out, "test": leaking}))
+
+
+def test_held_out_questions_are_mixed_as_the_phase_mixes_its_own_and_differ() -> None:
+    world = universe().held_out["test"]
+    asked = phase("p", "world/joint", mixture={"world/joint": 3, "world/reasoning": 1}, kinds={"number": 1, "text": 3},
+                  length={"start": 90, "end": 30, "steps": 10, "modes": {"exact": 1, "free": 1}})  # fmt: skip
+    found = held_out_questions(world, asked, 80)
+    assert Counter(question.source for question in found) == {"world/joint": 60, "world/reasoning": 20}
+    assert Counter(question.kind.value for question in found) == {"number": 20, "text": 60}
+    assert Counter(question.length and question.length.tokens for question in found) == {None: 40, 30: 40}, (
+        "as the last steps ask"
+    )
+    assert len({question.id for question in found}) == 80
+    plain = phase("p", "world/joint")
+    assert [question.id for question in held_out_questions(world, plain, 20)] == [
+        question.id for question in world.questions("world/joint", 20)
+    ], "a phase that leaves all open asks the first questions there are"
