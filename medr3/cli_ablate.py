@@ -22,6 +22,7 @@ def ablate(
     """Train the same run with one part taken away at a time, at equal cost, and compare; goes on where it was interrupted."""
     from medr3.evaluation.ablation import read_arms, run_arms
     from medr3.evaluation.ablation_table import as_json, as_markdown, as_svg, compare_arms
+    from medr3.evaluation.stages import read_stages, stages_as_markdown
 
     try:
         chosen = [int(seed) for seed in seeds.split(",")]
@@ -31,7 +32,9 @@ def ablate(
     run_arms(config, found, chosen, overrides or [], out, say=print)
     results = compare_arms(out, found, chosen)
     (out / "ablation.json").write_text(as_json(results), encoding="utf-8")
-    (out / "ablation.md").write_text(as_markdown(results) + "\n", encoding="utf-8")
+    rose = stages_as_markdown(read_stages([out / found[0].folder / f"seed-{seed}" for seed in chosen]))
+    told = f"{as_markdown(results)}\n\nHow `{found[0].name}` rose, over all seeds:\n\n{rose}\n"
+    (out / "ablation.md").write_text(told, encoding="utf-8")
     (out / "ablation.svg").write_text(as_svg(results), encoding="utf-8")
-    print(as_markdown(results))
+    print(told)
     print(f"figure: {out / 'ablation.svg'}")

@@ -9,6 +9,7 @@ from actors.messages import Examined, GroupRequest
 from curriculum.config import PhaseConfig
 from medr3.config import RunConfig
 from medr3.evaluation.asking import Examination, ask, episodes_at_once
+from medr3.evaluation.disputes import Dispute, Rested, disputes_of, rested
 from medr3.phase_questions import held_out_questions
 from tasks.questions import Question
 from tasks.world import Universe
@@ -26,11 +27,12 @@ class Score:
     strong_evidence: float  # share of cited documents of levels I and II; 0 where nothing was cited
     searches: float  # per question
     finishes: dict[str, int]
+    rested: Rested  # on which side of the contradictions that were met
     correct: dict[str, bool] = field(default_factory=dict)  # by question id
 
     @classmethod
-    def of(cls, questions: list[Question], records: list[Examined]) -> Score:
-        """One record per question, in the same order."""
+    def of(cls, questions: list[Question], records: list[Examined], known: dict[str, list[Dispute]]) -> Score:
+        """One record per question, in the same order; `known` are the contradictions of their world."""
         by_kind: dict[str, list[bool]] = {}
         for question, record in zip(questions, records, strict=True):
             by_kind.setdefault(question.kind.value, []).append(record.correct)
@@ -42,6 +44,7 @@ class Score:
             strong_evidence=sum(level in STRONG for level in cited) / len(cited) if cited else 0.0,
             searches=sum(record.searches for record in records) / len(records),
             finishes=dict(Counter(record.finish for record in records)),
+            rested=rested(records, known),
             correct={record.question_id: record.correct for record in records},
         )
 
@@ -56,6 +59,7 @@ class Examiner:
             for purpose, count in (("probe", config.evaluation.probe_questions), ("test", config.evaluation.test_questions))
             for phase in config.curriculum.phases
         }
+        self._disputes = disputes_of(universe, [question for asked in self._questions.values() for question in asked])
 
     async def probe(self, phase: PhaseConfig) -> Score:
         """The score that the curriculum sees."""
@@ -74,4 +78,5 @@ class Examiner:
             )
             for question in questions
         ]  # fmt: skip
-        return Score.of(questions, await ask(self._examination, requests, episodes_at_once(self._config.rollout)))
+        records = await ask(self._examination, requests, episodes_at_once(self._config.rollout))
+        return Score.of(questions, records, self._disputes)

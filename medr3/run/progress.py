@@ -57,7 +57,7 @@ class Progress:
         """A stage's held-out score in one phase's setting."""
         cell = {
             "accuracy": score.accuracy, "n": score.n, "by_kind": score.by_kind, "strong_evidence": score.strong_evidence,
-            "searches": score.searches, "finishes": score.finishes,
+            "disputes": score.rested._asdict(), "searches": score.searches, "finishes": score.finishes,
             "without_retrieval": None if without is None else without.accuracy,
         }  # fmt: skip
         self.heldout_by_phase.setdefault(stage, {})[phase] = cell

@@ -1,0 +1,70 @@
+"""How runs that differ in their seed alone rose from stage to stage: all their questions taken together, with intervals."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from medr3.evaluation.disputes import Rested
+from medr3.evaluation.heldout_file import read_heldout
+from medr3.evaluation.statistics import Interval, bootstrap
+from medr3.observe.record import wilson
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """What the policy could do after a stage; `rested` counts the answers on contradictions, None where none was met."""
+
+    name: str
+    accuracy: Interval
+    by_phase: dict[str, Interval]
+    rested: Rested
+    on_better: Interval | None
+
+
+def read_stages(runs: Sequence[Path]) -> list[Stage]:
+    """The stages of finished runs of one plan, in order."""
+    rows = [row for run in runs for row in read_heldout(run)]
+    cells = [json.loads((run / "summary.json").read_text(encoding="utf-8"))["heldout_by_phase"] for run in runs]
+    found = []
+    for name in dict.fromkeys(row.stage for row in rows):
+        by_phase: dict[str, list[float]] = {}
+        for row in rows:
+            if row.stage == name:
+                by_phase.setdefault(row.phase, []).extend(map(float, row.correct.values()))
+        told = [Rested(**cell["disputes"]) for run in cells for cell in run.get(name, {}).values()]
+        all_rested = Rested(*map(sum, zip(*told, strict=True))) if told else Rested(0, 0, 0)
+        share = all_rested.on_better / all_rested.decided if all_rested.decided else None
+        found.append(
+            Stage(
+                name=name,
+                accuracy=bootstrap([right for answers in by_phase.values() for right in answers]),
+                by_phase={phase: bootstrap(answers) for phase, answers in by_phase.items()},
+                rested=all_rested,
+                on_better=None if share is None else Interval(share, *wilson(share, all_rested.decided)),
+            )
+        )
+    return found
+
+
+def stages_as_markdown(stages: Sequence[Stage]) -> str:
+    """One line per stage."""
+    phases = list(stages[0].by_phase)
+    lines = [
+        f"| after | all (95 %) | {' | '.join(phases)} | of two contradicting documents, the better |",
+        "|---" * (len(phases) + 3) + "|",
+    ]
+    for stage in stages:
+        on = "–" if stage.on_better is None else f"{_shown(stage.on_better)} of {stage.rested.decided:,}"
+        cells = [
+            stage.name.replace("_", " "),
+            f"**{stage.accuracy.mean:.3f}** ({stage.accuracy.low:.3f} to {stage.accuracy.high:.3f})",
+        ]
+        lines.append("| " + " | ".join([*cells, *(_shown(stage.by_phase[phase]) for phase in phases), on]) + " |")
+    return "\n".join(lines)
+
+
+def _shown(interval: Interval) -> str:
+    return f"{interval.mean:.3f} ({interval.low:.3f} to {interval.high:.3f})"
