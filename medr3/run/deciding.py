@@ -37,6 +37,8 @@ class Deciding:
         if not state.progress.heldout_by_phase:
             await report(state, self._examiner, "cold_start")
             state.journal.events.append(EventKind.PHASE_ENTERED, phase=state.controller.phase.name, step=state.progress.step)
+        for stage in state.progress.unreported():
+            state.journal.say(f"warning: no held-out report of {stage}: the run ended while it was measured")
         await self._probe()
 
     async def after_step(self, step: int, metrics: dict[str, float]) -> Decision | None:
@@ -84,7 +86,7 @@ class Deciding:
                 EventKind.PROBE, phase=phase.name, step=step, score=score.accuracy, n=score.n,
                 strong_evidence=score.strong_evidence, by_kind=score.by_kind, finishes=score.finishes, earlier=earlier,
             )  # fmt: skip
-            state.progress.probed(phase.name, score.accuracy)
+            state.progress.probed(phase.name, score.accuracy, earlier)
             decision = state.controller.probe(step, score.accuracy, score.n, earlier=earlier)
             first = first or decision
             if decision.kind is not DecisionKind.STAY:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -38,14 +39,18 @@ class Progress:
         self.groups += 1
         return f"g{self.groups:07d}"
 
-    def probed(self, phase: str, score: float) -> None:
-        """The score by which a phase's checkpoints are told from each other."""
-        self.last_probe[phase] = {"step": self.step, "score": score}
+    def probed(self, phase: str, score: float, earlier: Mapping[str, float] | None = None) -> None:
+        """The score by which a phase's checkpoints are told from each other; `earlier` are those of watched phases."""
+        watched = {f"earlier/{name}": accuracy for name, accuracy in (earlier or {}).items()}
+        self.last_probe[phase] = {"step": self.step, "score": score, **watched}
 
     def probed_at(self, step: int, phase: str) -> dict[str, float]:
-        """The metric of a probe, if there was one after this step."""
+        """The metrics of a probe, if there was one after this step."""
         last = self.last_probe.get(phase)
-        return {"heldout/accuracy": last["score"]} if last and last["step"] == step else {}
+        if not last or last["step"] != step:
+            return {}
+        watched = {f"heldout/{name}": score for name, score in last.items() if name.startswith("earlier/")}
+        return {"heldout/accuracy": last["score"], **watched}
 
     def stepped(self, step: int, model_tokens: int, seconds: float) -> None:
         """A learner step was made; `seconds` are the wall time that it took."""
@@ -61,6 +66,17 @@ class Progress:
             "without_retrieval": None if without is None else without.accuracy,
         }  # fmt: skip
         self.heldout_by_phase.setdefault(stage, {})[phase] = cell
+
+    def unreported(self) -> list[str]:
+        """Phases that were left and whose report never came."""
+        return [phase["name"] for phase in self.phases if phase["name"] not in self.heldout_by_phase]
+
+    def newest_report(self) -> dict[str, float]:
+        """The last report's scores as metrics, by the phase whose questions they are; nothing before the first."""
+        cells = list(self.heldout_by_phase.values())[-1] if self.heldout_by_phase else {}
+        scores = {f"heldout/report/{phase}": cell["accuracy"] for phase, cell in cells.items()}
+        closed = {phase: cell["without_retrieval"] for phase, cell in cells.items()}
+        return scores | {f"heldout/closed_book/{phase}": score for phase, score in closed.items() if score is not None}
 
     def phase_left(self, decision: Decision) -> None:
         self.phases.append(

@@ -16,7 +16,8 @@ REPOSITORY = Path(__file__).parents[2]
 SMALL = (
     "run.checkpoint_every=1", "run.stall_timeout_s=240",
     "world.training_worlds=2", "cold_start.drill_gate=0", "cold_start.imitation_gate=0",
-    "cold_start.drills_kept_gate=0", "cold_start.imitation_steps=100", "rollout.group_size=4", "rollout.groups_per_step=8",
+    "cold_start.drills_kept_gate=0", "cold_start.imitation_steps=100", "cold_start.demonstrations=2000",
+    "rollout.group_size=4", "rollout.groups_per_step=8",
     "evaluation.probe_questions=20", "evaluation.test_questions=20", "learner.cpu_threads=1", "rollout.engine.cpu_threads=1",
     *(f"curriculum.phases.{phase}.{setting}" for phase in range(3) for setting in ("min_steps=1", "max_steps=4", "plateau.probe_every=2")),
 )  # fmt: skip

@@ -22,13 +22,18 @@ from trajectories.events import EventKind, read_events
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(900)]  # whole runs take minutes on a slow machine
 
 
+# Two versions of staleness; reports by an engine of their own; a second phase that is long enough to be killed in, and told to end.
+FINISHED = ("rollout.max_staleness=2", "evaluation.engines=1", "curriculum.phases.retrieval.max_steps=60")
+
+
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run through all three phases, two versions of staleness allowed: killed with SIGKILL in the second phase, resumed, told to advance."""
+    """A run through all three phases that was killed with SIGKILL in the second one, resumed, and told to advance."""
     folder = tmp_path_factory.mktemp("runs") / "small"
-    process = small_run.start(folder, "rollout.max_staleness=2")
+    process = small_run.start(folder, *FINISHED)
     try:
-        small_run.wait_until(lambda: _checkpointed_step(folder) >= 5, process, folder, 300)
+        small_run.wait_until(lambda: "held-out after reasoning" in small_run.output(folder), process, folder, 400)
+        small_run.wait_until(lambda: _checkpointed_step(folder) >= 5, process, folder, 60)
         below = small_run.descendants(process.pid)
         os.kill(process.pid, signal.SIGKILL)
         process.wait()
@@ -37,7 +42,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
         small_run.end(process)
     (folder / "killed.json").write_text((folder / MANIFEST).read_text())
     write_control(folder, Control("advance", time.time()))  # taken after the first step that follows
-    process = small_run.start(folder, "rollout.max_staleness=2")
+    process = small_run.start(folder, *FINISHED)
     try:
         assert process.wait(400) == 0, small_run.output(folder)[-3000:]
     finally:

@@ -9,8 +9,11 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
+from curriculum.controller import Decision, DecisionKind
 from medr3.config import RunConfig, load
 from medr3.errors import UserError
+from medr3.evaluation.disputes import Rested
+from medr3.evaluation.heldout import Score
 from medr3.observe.config import TrackingConfig
 from medr3.observe.tracker import Tracker
 from medr3.run.diagnosis import where_groups_stand
@@ -212,6 +215,15 @@ def test_progress_survives_the_manifest() -> None:
     restored = Progress.restored(json.loads(json.dumps(progress.snapshot({"learn": 2.0}))))
     assert (restored.step, restored.new_group_id()) == (4, "g0000002")
     assert restored.stage_seconds({"learn": 1.0, "sync": 1.0}) == {"learn": 3.0, "sync": 1.0}
+
+
+def test_a_phase_without_its_report_is_known_by_name() -> None:
+    progress, score = Progress(), Score(0.5, 2, {}, 0.0, 1.0, {}, Rested(2, 2, 1))
+    for phase in ("reasoning", "joint"):
+        progress.phase_left(Decision(DecisionKind.ADVANCE, phase, "flat", "plateau"))
+    progress.reported("joint", "joint", score, None)
+    assert progress.unreported() == ["reasoning"]
+    assert progress.heldout_by_phase["joint"]["joint"]["disputes"] == {"met": 2, "decided": 2, "on_better": 1}
 
 
 def test_a_failed_run_says_so_in_its_status_and_its_events(tmp_path: Path) -> None:
