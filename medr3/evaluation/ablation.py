@@ -47,17 +47,23 @@ class Arms(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     arms: list[Arm] = Field(min_length=2)
+    until_spent: list[str] = Field(
+        default=[],
+        description="overrides of every arm but the first, with which it goes on until the tokens of the first are used",
+    )
 
 
 def read_arms(config: Path, arms: Path | None, only: Sequence[str]) -> list[Arm]:
     """The arms of a configuration, by default from ablations/ beside it; `only` chooses among them, and the first always stays."""
     path = arms or config.parent / "ablations" / config.name
     try:
-        found = Arms.model_validate(yaml.safe_load(path.read_text(encoding="utf-8"))).arms
+        plan = Arms.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
     except OSError as error:
         raise UserError(f"{path}: {error.strerror}: name a file of arms with --arms") from None
     except (yaml.YAMLError, ValidationError) as error:
         raise UserError(f"{path}: not a list of arms: {' '.join(str(error).split())[:200]}") from None
+    first, *others = plan.arms
+    found = [first, *(arm.model_copy(update={"overrides": [*plan.until_spent, *arm.overrides]}) for arm in others)]
     names = [arm.name for arm in found]
     if unknown := [name for name in only if name not in names]:
         raise UserError(f"{path}: has no arm {unknown[0]!r}; there are {', '.join(names)}")

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from curriculum.controller import Decision
 from medr3.evaluation.heldout import Score
+from medr3.evaluation.heldout_file import HeldOut
 
 
 @dataclass
@@ -66,6 +67,13 @@ class Progress:
             "without_retrieval": None if without is None else without.accuracy,
         }  # fmt: skip
         self.heldout_by_phase.setdefault(stage, {})[phase] = cell
+
+    def recover(self, reports: Iterable[HeldOut]) -> None:
+        """Takes over the reports of phases that were left whose numbers came after the manifest."""
+        missing = self.unreported()
+        for report in reports:
+            if report.stage in missing and report.cell is not None:
+                self.heldout_by_phase.setdefault(report.stage, {})[report.phase] = report.cell
 
     def unreported(self) -> list[str]:
         """Phases that were left and whose report never came."""

@@ -77,6 +77,12 @@ def test_every_shipped_arm_is_a_valid_configuration() -> None:
         load(DEMO, arm.overrides)
 
 
+def test_every_arm_but_the_first_goes_on_until_the_tokens_are_used(tmp_path: Path) -> None:
+    path = tmp_path / "arms.yaml"
+    path.write_text("until_spent: [x=1]\narms: [{name: a, overrides: [y=2]}, {name: b, overrides: [y=2]}]")
+    assert [arm.overrides for arm in read_arms(DEMO, path, [])] == [["y=2"], ["x=1", "y=2"]]
+
+
 @pytest.mark.parametrize(
     ("content", "only", "words"),
     [

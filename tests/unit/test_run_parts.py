@@ -14,6 +14,7 @@ from medr3.config import RunConfig, load
 from medr3.errors import UserError
 from medr3.evaluation.disputes import Rested
 from medr3.evaluation.heldout import Score
+from medr3.evaluation.heldout_file import HeldOut
 from medr3.observe.config import TrackingConfig
 from medr3.observe.tracker import Tracker
 from medr3.run.diagnosis import where_groups_stand
@@ -224,6 +225,14 @@ def test_a_phase_without_its_report_is_known_by_name() -> None:
     progress.reported("joint", "joint", score, None)
     assert progress.unreported() == ["reasoning"]
     assert progress.heldout_by_phase["joint"]["joint"]["disputes"] == {"met": 2, "decided": 2, "on_better": 1}
+
+
+def test_a_report_that_came_after_the_manifest_is_taken_over_and_one_of_a_phase_that_was_taken_back_is_not() -> None:
+    progress = Progress()
+    progress.phase_left(Decision(DecisionKind.ADVANCE, "reasoning", "flat", "plateau"))
+    told = {"accuracy": 0.5, "n": 2}
+    progress.recover([HeldOut(stage, "joint", {"q": True}, told) for stage in ("reasoning", "retrieval")])
+    assert progress.heldout_by_phase == {"reasoning": {"joint": told}} and progress.unreported() == []
 
 
 def test_a_failed_run_says_so_in_its_status_and_its_events(tmp_path: Path) -> None:
