@@ -27,8 +27,12 @@ def check_phases(config: RunConfig) -> None:
 
 def _check_questions(config: RunConfig, phase: PhaseConfig) -> None:
     for source in phase.mixture:
+        if source in config.datasets:  # what it offers is known once its files are read
+            if phase.retrieval and not config.retrieval.index:
+                raise ValueError(f"looks up for {source} what only the world's literature answers: set retrieval.index")
+            continue
         if source not in SOURCES:
-            raise ValueError(f"mixes unknown task source {source!r}{did_you_mean(source, SOURCES)}")
+            raise ValueError(f"mixes unknown task source {source!r}{did_you_mean(source, [*SOURCES, *config.datasets])}")
         offers = SOURCES[source].offers
         wanted = {
             (kind, specialty)
@@ -38,8 +42,8 @@ def _check_questions(config: RunConfig, phase: PhaseConfig) -> None:
         }
         if not wanted:
             raise ValueError(f"asks {source} for kinds and specialties that it does not have; it has {_listed(offers)}")
-    known = sorted({specialty for source in phase.mixture for _, specialty in SOURCES[source].offers})
-    for specialty in phase.specialties:
+    known = sorted({specialty for source in phase.mixture if source in SOURCES for _, specialty in SOURCES[source].offers})
+    for specialty in phase.specialties if phase.mixture.keys() <= SOURCES.keys() else ():
         if specialty not in known:
             raise ValueError(
                 f"asks for specialty {specialty!r}, but its sources have {', '.join(known)}{did_you_mean(specialty, known)}"

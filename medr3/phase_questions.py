@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from curriculum.config import PhaseConfig
 from curriculum.mixing import Turns
 from tasks.questions import LengthInstruction, Question
-from tasks.world import SOURCES, World
+from tasks.world import HeldOutQuestions
 
 
 class Aspect(NamedTuple):
@@ -22,9 +22,8 @@ class Aspect(NamedTuple):
         return self.kind in ("", question.kind.value) and self.specialty in ("", question.specialty)
 
 
-def next_aspect(turns: Turns, phase: PhaseConfig, source: str) -> Aspect:
-    """The kind and the specialty whose turn it is among those that the source has."""
-    offers = SOURCES[source].offers
+def next_aspect(turns: Turns, phase: PhaseConfig, source: str, offers: frozenset[tuple[str, str]]) -> Aspect:
+    """The kind and the specialty whose turn it is among those that the source offers."""
     kind = specialty = ""
     if phase.kinds:
         offered = [kind for kind, of in offers if not phase.specialties or phase.specialties.get(of, 0) > 0]
@@ -46,11 +45,12 @@ def with_length(turns: Turns, phase: PhaseConfig, question: Question, step_in_ph
     return question.thinking_for(LengthInstruction(mode=mode, tokens=schedule.at(step_in_phase)))
 
 
-def held_out_questions(world: World, phase: PhaseConfig, count: int) -> list[Question]:
+def held_out_questions(world: HeldOutQuestions, phase: PhaseConfig, count: int) -> list[Question]:
     """About `count` different questions of a world, mixed as the phase mixes its own; lengths are those of its last steps.
 
     Example:
         >>> from tasks.config import WorldConfig
+        >>> from tasks.world import World
         >>> mixed = {"mixture": {"world/joint": 1}, "kinds": {"number": 3, "text": 1}}
         >>> phase = PhaseConfig(name="p", reward="r", learning_rate=1e-4, **mixed)
         >>> found = held_out_questions(World("test", WorldConfig(), held_out=True), phase, 8)
@@ -60,7 +60,7 @@ def held_out_questions(world: World, phase: PhaseConfig, count: int) -> list[Que
     turns, total = Turns(), sum(phase.mixture.values())
     found: list[Question] = []
     for source, weight in phase.mixture.items():
-        aspects = Counter(next_aspect(turns, phase, source) for _ in range(round(count * weight / total)))
+        aspects = Counter(next_aspect(turns, phase, source, world.offers(source)) for _ in range(round(count * weight / total)))
         for aspect, share in aspects.items():
             found += world.questions(source, share, aspect.fits)
     return [with_length(turns, phase, question, phase.length.steps if phase.length else 0) for question in found]

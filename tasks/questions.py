@@ -29,6 +29,16 @@ class Document(BaseModel):
     publication_type: str = ""
     evidence_level: int | None = Field(default=None, ge=1, le=6)
     year: int | None = None
+    retracted: bool = False
+
+
+class Provenance(BaseModel):
+    """Where a question, or one edge of its reference graphs, was taken from."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    origin: str = Field(description="a file and a row of it, or the id of a document")
+    edge: tuple[str, str, str] | None = Field(default=None, description="the edge that it states; none: the question itself")
 
 
 class LengthInstruction(BaseModel):
@@ -40,6 +50,7 @@ class LengthInstruction(BaseModel):
     tokens: int = Field(gt=0)
 
 
+_LETTERS = frozenset("ABCDEFGHIJKLMN")
 _ASKED_LENGTH = re.compile(r"(.+)@(exact|at_most)-([1-9]\d*)", re.DOTALL)
 
 
@@ -71,6 +82,7 @@ class Question(BaseModel):
     reference_graphs: tuple[tuple[tuple[str, str, str], ...], ...] = Field(
         default=(), description="ways to reason to the answer, each a graph of (entity, relation, entity)"
     )
+    provenance: tuple[Provenance, ...] = ()
     context: tuple[Document, ...] = Field(default=(), description="documents handed over with the question (reasoning phase)")
     length: LengthInstruction | None = None
 
@@ -81,7 +93,7 @@ class Question(BaseModel):
     @model_validator(mode="after")
     def _gold_fits_kind(self) -> Self:
         if self.kind is AnswerKind.CHOICE:
-            if any(len(letter) != 1 or not "A" <= letter <= "N" for letter in self.options):
+            if not self.options.keys() <= _LETTERS:
                 raise ValueError(f"question {self.id}: option letters must be A to N, got {sorted(self.options)}")
             if self.gold not in self.options:
                 raise ValueError(f"question {self.id}: gold {self.gold!r} is not among the options {sorted(self.options)}")

@@ -13,6 +13,7 @@ import random
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Protocol
 
 from tasks.config import WorldConfig
 from tasks.questions import AnswerKind, Document, Question, without_length
@@ -231,6 +232,10 @@ class World:
                 documents.append(self.facts[relation, subject].documents[0])
         return tuple(rng.sample(documents, len(documents)))
 
+    def offers(self, source_name: str) -> frozenset[tuple[str, str]]:
+        """The pairs of answer kind and specialty that questions of a source have."""
+        return SOURCES[source_name].offers
+
     def questions(
         self, source_name: str, count: int, wanted: Callable[[Question], bool] = lambda question: True
     ) -> list[Question]:
@@ -250,6 +255,14 @@ class World:
         raise ValueError(
             f"world {self.collection!r} has only {len(found)} different questions of {source_name} as they are wanted, not {count}"
         )
+
+
+class HeldOutQuestions(Protocol):
+    """Where held-out questions come from: a world, or one and the data sets beside it."""
+
+    def offers(self, source_name: str) -> frozenset[tuple[str, str]]: ...
+
+    def questions(self, source_name: str, count: int, wanted: Callable[[Question], bool] = ...) -> list[Question]: ...
 
 
 @dataclass(frozen=True)
@@ -285,3 +298,11 @@ class Universe:
         """The `index`-th training question of a source; the worlds take turns."""
         world = self.training[index % len(self.training)]
         return world.question(source_name, index // len(self.training))
+
+    def offers(self, source_name: str) -> frozenset[tuple[str, str]]:
+        """The pairs of answer kind and specialty that training questions of a source have."""
+        return SOURCES[source_name].offers
+
+    def asked(self, purpose: str) -> HeldOutQuestions:
+        """Where the held-out questions for a purpose come from."""
+        return self.held_out[purpose]
