@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import os
 import random
 import time
-from collections import deque
 from collections.abc import Sequence
 
-import numpy as np
-
 from retrieval_service.cache import AnswerCache, CacheKey
+from retrieval_service.encoders import HashedNgrams
 from retrieval_service.index import HybridIndex
-from retrieval_service.messages import ReplicaStats, SearchFailure
-from retrieval_service.types import SearchQuery, SearchResult
+from retrieval_service.messages import Answer, ReplicaStats, SearchFailure
+from retrieval_service.meter import Meter
+from retrieval_service.types import SearchQuery
 
-_LATENCIES_KEPT = 4096  # enough for a p99 that forty batches stand above
+_SHOWN_CHARACTERS = 300  # of what a library says of its failure
 
 
 class Answering:
@@ -24,42 +22,66 @@ class Answering:
     `failure_rate` is the share of searches that fail on purpose, for chaos runs.
     """
 
-    def __init__(self, index: HybridIndex, cache_entries: int, failure_rate: float = 0.0) -> None:
-        self._index, self._cache, self._failure_rate = index, AnswerCache(cache_entries), failure_rate
-        self._queries = self._batches = self._cached = self._failed = 0
-        self._latencies_ms: deque[float] = deque(maxlen=_LATENCIES_KEPT)
+    def __init__(self, index: HybridIndex, cache_entries: int, failure_rate: float = 0.0, meter: Meter | None = None) -> None:
+        self.index, self.meter = index, meter or Meter()
+        self._cache, self._failure_rate = AnswerCache(cache_entries), failure_rate
+        # Only of the embedded encoder it is known that it sees no difference between two spellings of one text.
+        self._exact = index.manifest.identity.encoder.name != HashedNgrams.name
 
-    def answer(self, queries: Sequence[SearchQuery]) -> list[SearchResult | SearchFailure]:
-        """One result or failure for each query, in order."""
+    def key(self, query: SearchQuery) -> CacheKey:
+        """Queries with equal keys have equal answers."""
+        return CacheKey.of(query, self.index.index_hash, self._exact)
+
+    def known(self, query: SearchQuery, key: CacheKey) -> Answer | None:
+        """The answer, where no search is needed for it."""
+        if self._failure_rate and random.random() < self._failure_rate:
+            return SearchFailure("injected by retrieval.inject_failure_rate")
+        if query.collection not in self.index.collections:
+            return SearchFailure(f"collection {query.collection!r} is not in the index", unknown_collection=True)
+        return self._cache.get(key)
+
+    def find(self, queries: Sequence[SearchQuery], keys: Sequence[CacheKey]) -> list[Answer]:
+        """Searches; no two of the queries should be equal. A half that is lost fails only those who asked for it alone."""
         started = time.perf_counter()
-        answers: dict[int, SearchResult | SearchFailure] = {}
+        try:
+            found: list[Answer] = list(self.index.search(queries))
+        except Exception as error:
+            if len({query.mode for query in queries}) > 1:
+                return self._by_mode(queries, keys)
+            reason = f"the search failed: {type(error).__name__}: {str(error).strip()[:_SHOWN_CHARACTERS]}"
+            found = [SearchFailure(reason)] * len(queries)
+        for key, answer in zip(keys, found, strict=True):
+            if not isinstance(answer, SearchFailure):
+                self._cache.put(key, answer)
+        self.meter.batch(len(queries), (time.perf_counter() - started) * 1e3)
+        return found
+
+    def _by_mode(self, queries: Sequence[SearchQuery], keys: Sequence[CacheKey]) -> list[Answer]:
+        """Each mode by itself, so that what cannot be searched harms nobody else."""
+        found: dict[int, Answer] = {}
+        for mode in sorted({query.mode for query in queries}):
+            places = [i for i, query in enumerate(queries) if query.mode == mode]
+            answers = self.find([queries[i] for i in places], [keys[i] for i in places])
+            found |= dict(zip(places, answers, strict=True))
+        return [found[i] for i in range(len(queries))]
+
+    def answer(self, queries: Sequence[SearchQuery]) -> list[Answer]:
+        """One result or failure for each query, in order."""
+        answers: dict[int, Answer] = {}
         missing: dict[CacheKey, list[int]] = {}
         for i, query in enumerate(queries):
-            key = CacheKey.of(query, self._index.index_hash)
-            if self._failure_rate and random.random() < self._failure_rate:
-                answers[i] = SearchFailure("injected by retrieval.inject_failure_rate")
-            elif query.collection not in self._index.collections:
-                answers[i] = SearchFailure(f"collection {query.collection!r} is not in the index", unknown_collection=True)
-            elif (kept := self._cache.get(key)) is not None:
-                answers[i] = kept
+            key = self.key(query)
+            if (known := self.known(query, key)) is not None:
+                answers[i] = known
             else:
                 missing.setdefault(key, []).append(i)
-        found = self._index.search([queries[places[0]] for places in missing.values()])
-        for (key, places), result in zip(missing.items(), found, strict=True):
-            self._cache.put(key, result)
-            answers |= dict.fromkeys(places, result)
-        self._count(list(answers.values()), (time.perf_counter() - started) * 1e3)
-        return [answers[i] for i in range(len(queries))]
+        if missing:
+            found = self.find([queries[places[0]] for places in missing.values()], list(missing))
+            for places, result in zip(missing.values(), found, strict=True):
+                answers |= dict.fromkeys(places, result)
+        ordered = [answers[i] for i in range(len(queries))]
+        self.meter.answered(ordered, shared=sum(map(len, missing.values())) - len(missing))
+        return ordered
 
-    def _count(self, answers: list[SearchResult | SearchFailure], latency_ms: float) -> None:
-        self._queries += len(answers)
-        self._batches += 1
-        self._cached += sum(isinstance(answer, SearchResult) and answer.cached for answer in answers)
-        self._failed += sum(isinstance(answer, SearchFailure) for answer in answers)
-        self._latencies_ms.append(latency_ms)
-
-    def stats(self) -> ReplicaStats:
-        p50, p99 = np.percentile(self._latencies_ms, (50, 99)).tolist() if self._latencies_ms else (0.0, 0.0)
-        return ReplicaStats(
-            os.getpid(), self._index.index_hash, self._queries, self._batches, self._cached, self._failed, p50, p99
-        )
+    def stats(self, waiting: int = 0, refused: str = "") -> ReplicaStats:
+        return self.meter.stats(self.index.index_hash, self.index.stages.medians(), waiting, refused)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import threading
 from collections import OrderedDict
 from typing import NamedTuple
 
 from retrieval_service.analyzer import normalise
-from retrieval_service.types import SearchQuery, SearchResult
+from retrieval_service.types import Filters, SearchQuery, SearchResult
 
 
 class CacheKey(NamedTuple):
@@ -17,15 +18,18 @@ class CacheKey(NamedTuple):
     k: int
     mode: str
     collection: str
+    filters: Filters = Filters()
 
     @classmethod
-    def of(cls, query: SearchQuery, index_hash: str) -> CacheKey:
-        text = query.query if query.mode == "id" else normalise(query.query)  # ids differ by their letters, case included
-        return cls(index_hash, text, query.k, query.mode, query.collection)
+    def of(cls, query: SearchQuery, index_hash: str, exact: bool = False) -> CacheKey:
+        """With `exact`, for encoders that see a difference between two spellings, texts are equal only letter by letter."""
+        keep = exact or query.mode == "id"  # ids differ by their letters, case included
+        text = query.query if keep else normalise(query.query)
+        return cls(index_hash, text, query.k, query.mode, query.collection, query.filters)
 
 
 class AnswerCache:
-    """Forgets the answer that was asked for the longest time ago.
+    """Forgets the answer that was asked for the longest time ago. Safe to use from several threads.
 
     Example:
         >>> cache = AnswerCache(1)
@@ -39,15 +43,21 @@ class AnswerCache:
     def __init__(self, entries: int) -> None:
         self._entries = entries
         self._answers: OrderedDict[CacheKey, SearchResult] = OrderedDict()
+        self._lock = threading.Lock()  # looked up on the event loop, filled by the searching thread
 
     def get(self, key: CacheKey) -> SearchResult | None:
-        answer = self._answers.get(key)
-        if answer is not None:
-            self._answers.move_to_end(key)
-        return answer
+        with self._lock:
+            answer = self._answers.get(key)
+            if answer is not None:
+                self._answers.move_to_end(key)
+            return answer
 
     def put(self, key: CacheKey, answer: SearchResult) -> None:
-        self._answers[key] = answer.model_copy(update={"cached": True})
-        self._answers.move_to_end(key)
-        while len(self._answers) > self._entries:
-            self._answers.popitem(last=False)
+        """Keeps whole answers only: what one half of the hybrid said alone would be repeated when both are back."""
+        if answer.degraded:
+            return
+        with self._lock:
+            self._answers[key] = answer.model_copy(update={"cached": True})
+            self._answers.move_to_end(key)
+            while len(self._answers) > self._entries:
+                self._answers.popitem(last=False)

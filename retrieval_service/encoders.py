@@ -1,14 +1,17 @@
-"""Text to vectors for the dense half. The embedded default needs no weights and no download."""
+"""Text to vectors for the dense half. The embedded default needs no weights and no download; models stand in `towers.py`."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal, Protocol
+from pathlib import Path
+from typing import Literal, Protocol, Self
 
 import numpy as np
 import numpy.typing as npt
 
 from retrieval_service import analyzer
+from retrieval_service.config import RetrievalConfig
+from retrieval_service.manifest import EncoderPart
 
 Floats = npt.NDArray[np.float32]
 Hashes = npt.NDArray[np.uint64]
@@ -18,29 +21,37 @@ Side = Literal["query", "document"]
 
 _TEXTS_AT_ONCE = 4096  # about 100 MB of hashes for abstracts of 250 words
 _NGRAMS = (3, 4)  # shorter ones are in every text, longer ones break on the first misspelling
-# A word is worth about as much as all n-grams inside of it; the pair tells "a of b" from "b of a".
-_WORD_WEIGHT, _PAIR_WEIGHT, _NGRAM_WEIGHT = 3.0, 3.0, 1.0
+WEIGHTS_FILE = "encoder.npy"
+# Features are weighed by how rare they are, in a table wide enough that the words and n-grams of a language seldom share a cell.
+SLOTS = 1 << 20
+# Between ½, which suits names that are spelled as they should be, and 1, which suits misspelled ones; measured on the large world.
+_RARITY_POWER = 0.75
+_SLOT_SHIFT = np.uint64(20)  # other bits of the hash than the bucket's, so that sharing a bucket is not sharing a weight
 _PRIME = np.uint64(0x100000001B3)
 _MIX_A, _MIX_B = np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB)
 
 
 class Encoder(Protocol):
-    """Unit vectors for texts, so that the inner product is the cosine. Name, revision and dimensions go into the manifest."""
+    """Texts to vectors of which the inner product says how near they are. `part` goes into the manifest, and must agree later."""
 
-    name: str
-    revision: str
+    part: EncoderPart
     dimensions: int
 
-    def encode(self, texts: Sequence[str], side: Side) -> Floats:
-        """One row per text. Some models encode queries and documents differently, so the side is told."""
+    def encode(self, texts: Sequence[str], side: Side, pairs: Sequence[tuple[str, str]] | None = None) -> Floats:
+        """One row per text. Some models encode queries and documents differently, so the side is told.
+
+        `pairs` are (title, text) of documents, for models that were trained to tell them apart.
+        """
         ...
 
 
 class HashedNgrams:
     """Words, word pairs and character n-grams, hashed into signed buckets (feature hashing) and normalised to length 1.
 
-    A text without any word becomes the zero vector, which is equally far from everything. The hashes are plain integer
-    arithmetic, so every process and machine gives the same vectors.
+    A feature counts once per text, however often it stands there, by how rare it is: ln(1 + N / df)^¾. One that no document has
+    counts nothing, which is what makes a misspelled name look like the right one. The frequencies are those of the corpus (`fit`);
+    without them all features count the same. A text without any known feature becomes the zero vector, which is equally far from
+    everything. The hashes are plain integer arithmetic, so every process and machine gives the same vectors.
 
     Example:
         >>> encoder = HashedNgrams(64)
@@ -51,53 +62,96 @@ class HashedNgrams:
 
     name = "hashed-ngrams"
 
-    def __init__(self, dimensions: int) -> None:
+    def __init__(self, dimensions: int, weights: Floats | None = None) -> None:
         self.dimensions = dimensions
-        self.revision = f"1-analyzer-{analyzer.VERSION}"
+        self.part = EncoderPart(name=self.name, version=f"2-analyzer-{analyzer.VERSION}")
+        self._weights = weights
 
-    def encode(self, texts: Sequence[str], side: Side) -> Floats:
+    def fit(self, frequencies: Indices, documents: int) -> Self:
+        """This encoder with weights from the document frequency of every slot."""
+        weights, seen = np.zeros(len(frequencies), dtype=np.float32), np.flatnonzero(frequencies)
+        weights[seen] = np.log1p(documents / frequencies[seen]) ** _RARITY_POWER
+        return type(self)(self.dimensions, weights)
+
+    def save(self, folder: Path) -> None:
+        """Whole or not at all: a build that goes on takes a file that is there for a complete one."""
+        if self._weights is not None:
+            part = folder / f"{WEIGHTS_FILE}.part"
+            with part.open("wb") as file:
+                np.save(file, self._weights)
+            part.replace(folder / WEIGHTS_FILE)
+
+    def load(self, folder: Path) -> Self:
+        """This encoder with the weights of an index."""
+        weights = np.load(folder / WEIGHTS_FILE, allow_pickle=False)
+        if weights.shape != (SLOTS,) or weights.dtype != np.float32:
+            raise ValueError(f"it holds {weights.dtype} {weights.shape}, not {SLOTS} float32 weights")
+        return type(self)(self.dimensions, weights)
+
+    @staticmethod
+    def frequencies(texts: Sequence[str]) -> Indices:
+        """In how many of the texts the features of each slot occur; two features of one text seldom share one."""
+        found = np.zeros(SLOTS, dtype=np.int64)
+        for start in range(0, len(texts), _TEXTS_AT_ONCE):
+            hashes, _ = _features(texts[start : start + _TEXTS_AT_ONCE])
+            found += np.bincount(_slots(hashes), minlength=SLOTS)
+        return found
+
+    def encode(self, texts: Sequence[str], side: Side, pairs: Sequence[tuple[str, str]] | None = None) -> Floats:
         """Both sides alike. Texts are taken some at a time, so that memory stays bounded on a large corpus."""
         parts = [self._encode(texts[i : i + _TEXTS_AT_ONCE]) for i in range(0, len(texts), _TEXTS_AT_ONCE)]
         return np.concatenate(parts) if parts else np.empty((0, self.dimensions), dtype=np.float32)
 
     def _encode(self, texts: Sequence[str]) -> Floats:
-        characters, text_of, word_of, word_text = _characters(texts)
-        hashes, owners, weights = [], [], []
-
-        def add(found: Hashes, owner: Indices, weight: float) -> None:
-            hashes.append(found)
-            owners.append(owner)
-            weights.append(np.full(len(found), weight))
-
-        word_hashes = _hash_words(characters, word_of, len(word_text))
-        add(word_hashes, word_text, _WORD_WEIGHT)
-        pairs = word_text[1:] == word_text[:-1]
-        add(_mix(word_hashes[:-1] * _PRIME + word_hashes[1:])[pairs], word_text[1:][pairs], _PAIR_WEIGHT)
-        for n in _NGRAMS:
-            windows = len(characters) - n + 1
-            if windows <= 0:
-                continue
-            rolled = np.full(windows, n, dtype=np.uint64)
-            for offset in range(n):
-                rolled = rolled * _PRIME + characters[offset : offset + windows]
-            whole = text_of[:windows] == text_of[n - 1 :]
-            add(_mix(rolled)[whole], text_of[:windows][whole], _NGRAM_WEIGHT)
-
-        hashed, owner, weight = np.concatenate(hashes), np.concatenate(owners), np.concatenate(weights)
-        sign = np.where(hashed >> np.uint64(63), 1.0, -1.0)
-        cells = owner * self.dimensions + (hashed % np.uint64(self.dimensions)).astype(np.int64)
-        summed = np.bincount(cells, weights=sign * weight, minlength=len(texts) * self.dimensions)
+        hashes, owners = _features(texts)
+        sign = np.where(hashes >> np.uint64(63), 1.0, -1.0)
+        weights = sign if self._weights is None else sign * self._weights[_slots(hashes)]
+        cells = owners * self.dimensions + (hashes % np.uint64(self.dimensions)).astype(np.int64)
+        summed = np.bincount(cells, weights=weights, minlength=len(texts) * self.dimensions)
         vectors = summed.reshape(len(texts), self.dimensions)
         lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
         unit: Floats = (vectors / np.where(lengths > 0, lengths, 1.0)).astype(np.float32)
         return unit
 
 
-def load_encoder(name: str, dimensions: int) -> Encoder:
-    """The encoder of that name; unknown names fail here, before anything is built or served."""
-    if name == HashedNgrams.name:
-        return HashedNgrams(dimensions)
-    raise ValueError(f"retrieval.encoder {name!r} is not known; set it to {HashedNgrams.name!r}")
+def load_encoder(config: RetrievalConfig) -> Encoder:
+    """The encoder that the configuration names; what cannot be one fails here, before anything is built or served."""
+    if config.encoder == HashedNgrams.name:
+        return HashedNgrams(config.dimensions)
+    from retrieval_service.towers import ModelEncoder
+
+    return ModelEncoder.open(Path(config.encoder), config.encoder_pooling, config.query_prefix, config.document_prefix)
+
+
+def _features(texts: Sequence[str]) -> tuple[Hashes, Indices]:
+    """The hash of every feature of every text, and the number of its text."""
+    characters, text_of, word_of, word_text = _characters(texts)
+    words = _hash_words(characters, word_of, len(word_text))
+    pairs = word_text[1:] == word_text[:-1]
+    hashes = [words, _mix(words[:-1] * _PRIME + words[1:])[pairs]]  # the pair tells "a of b" from "b of a"
+    owners = [word_text, word_text[1:][pairs]]
+    for n in _NGRAMS:
+        windows = len(characters) - n + 1
+        if windows <= 0:
+            continue
+        rolled = np.full(windows, n, dtype=np.uint64)
+        for offset in range(n):
+            rolled = rolled * _PRIME + characters[offset : offset + windows]
+        whole = text_of[:windows] == text_of[n - 1 :]
+        hashes.append(_mix(rolled)[whole])
+        owners.append(text_of[:windows][whole])
+    return _once(np.concatenate(hashes), np.concatenate(owners))
+
+
+def _once(hashes: Hashes, owners: Indices) -> tuple[Hashes, Indices]:
+    """Each feature of a text once: a name that is repeated is not more of that name."""
+    keys = hashes ^ _mix(owners.astype(np.uint64) + np.uint64(1))
+    first = np.unique(keys, return_index=True)[1]
+    return hashes[first], owners[first]
+
+
+def _slots(hashes: Hashes) -> Indices:
+    return ((hashes >> _SLOT_SHIFT) % np.uint64(SLOTS)).astype(np.int64)
 
 
 def _mix(values: Hashes) -> Hashes:

@@ -1,76 +1,68 @@
-"""The same retrieval over HTTP, for callers outside the cluster: our own `/search`, and Search-R1's `/retrieve`.
+"""HTTP and MCP for callers outside the cluster: a Serve deployment that keeps a server of its own.
 
-Loopback only. A failure is a status and a sentence: 404 an unknown collection, 429 over the bound (with Retry-After), 504 too late,
-502 anything else; never an empty list of documents.
+It does not go through Serve's proxy, which would hand every request on to a second process before it is even read, and would take
+bodies of any size. Serve still starts, watches, restarts and ends it. One runs, on the node of whoever deployed it.
 """
 
 from __future__ import annotations
 
 import asyncio
+import socket
 from typing import Any
 
-from fastapi import FastAPI, Request
-from fastapi.responses import JSONResponse
-from pydantic import BaseModel, Field
-from ray import serve
+import uvicorn
 from ray.serve.handle import DeploymentHandle
 
 from retrieval_service.client import RetrievalClient
-from retrieval_service.config import RetrievalConfig
-from retrieval_service.types import (
-    RetrievalError,
-    RetrievalRejected,
-    RetrievalTimeout,
-    SearchQuery,
-    SearchResult,
-    UnknownCollection,
-)
+from retrieval_service.config import RetrievalConfig, is_loopback
+from retrieval_service.http_api import make_api
+from retrieval_service.http_guard import Guard, read_token
 
-HOST = "127.0.0.1"
-STATUSES = {UnknownCollection: 404, RetrievalRejected: 429, RetrievalTimeout: 504}
-RETRY_AFTER_S = 1  # a full queue of lists drains within about a second
-
-api = FastAPI(title="medr3 retrieval", description="Hybrid retrieval with evidence levels and the index hash on every answer.")
+_BACKLOG = 4096  # connections that arrive within one turn of the event loop; the kernel's own bound is the same by default
+_KEEP_ALIVE_S = 30  # longer than an episode thinks between two searches
+_START_TIMEOUT_S = 30.0
 
 
-class RetrieveRequest(BaseModel):
-    """Search-R1's request."""
-
-    queries: list[str] = Field(min_length=1, max_length=512)
-    topk: int = Field(default=3, ge=1, le=100)
-    return_scores: bool = False
+class PortTaken(Exception):
+    """Another program has the port."""
 
 
-@api.exception_handler(RetrievalError)
-async def _failed(request: Request, error: Exception) -> JSONResponse:
-    status = next((status for kind, status in STATUSES.items() if isinstance(error, kind)), 502)
-    headers = {"Retry-After": str(RETRY_AFTER_S)} if status == 429 else None
-    return JSONResponse({"error": type(error).__name__, "detail": str(error)}, status, headers)
+def bound_socket(host: str, port: int) -> socket.socket:
+    """A listening socket, or PortTaken."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        return socket.create_server((host, port), family=family, backlog=_BACKLOG)
+    except OSError as error:
+        raise PortTaken(f"{host}:{port} cannot be bound ({error.strerror}): free it or choose another port") from None
 
 
-@serve.deployment(name="Gateway", ray_actor_options={"num_cpus": 0}, max_ongoing_requests=1024)
-@serve.ingress(api)
 class Gateway:
     """Speaks HTTP and hands every query to the replicas through the client that the rollout actors use."""
 
-    def __init__(self, replica: DeploymentHandle[Any], config: RetrievalConfig) -> None:
-        self._client, self._mode = RetrievalClient(replica, config), config.mode
+    async def __init__(self, replica: DeploymentHandle[Any], config: RetrievalConfig) -> None:  # type: ignore[misc]  # Serve awaits it
+        token = read_token(config.http_token_file) if config.http_token_file else ""
+        local = is_loopback(config.http_host) and not token
+        api = make_api(RetrievalClient(replica, config), config.mode, config.max_queued, local=local)
+        self._server = uvicorn.Server(
+            uvicorn.Config(
+                Guard(api, token),
+                log_level="warning",
+                access_log=False,
+                timeout_keep_alive=_KEEP_ALIVE_S,
+                server_header=False,
+                ws="none",
+            )
+        )
+        listening = bound_socket(config.http_host, config.http_port)
+        self._serving = asyncio.create_task(self._server.serve(sockets=[listening]))
+        async with asyncio.timeout(_START_TIMEOUT_S):
+            while not self._server.started:
+                if self._serving.done():
+                    self._serving.result()
+                    raise RuntimeError("the HTTP server ended while it started")
+                await asyncio.sleep(0.01)
 
-    @api.post("/search")
-    async def search(self, query: SearchQuery) -> SearchResult:
-        """One query."""
-        return await self._client.search(query)
-
-    @api.post("/retrieve")
-    async def retrieve(self, request: RetrieveRequest) -> dict[str, Any]:
-        """Search-R1's protocol: `{"result": [[{"document": {"id", "contents"}, "score"}]]}`, documents alone without scores."""
-        queries = [SearchQuery(query=query, k=request.topk, mode=self._mode) for query in request.queries]
-        results = await asyncio.gather(*map(self._client.search, queries))
-        found: list[list[dict[str, Any]]] = []
-        for result in results:
-            documents = [
-                {"id": hit.id, "contents": f"{hit.title}\n{hit.text}" if hit.title else hit.text} for hit in result.hits
-            ]
-            scored = [{"document": d, "score": hit.score} for d, hit in zip(documents, result.hits, strict=True)]
-            found.append(scored if request.return_scores else documents)
-        return {"result": found}
+    async def check_health(self) -> None:
+        """Serve replaces a gateway whose server has ended."""
+        if self._serving.done():
+            raise RuntimeError("the HTTP server has ended")

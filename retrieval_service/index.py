@@ -1,56 +1,64 @@
-"""The hybrid index: dense and lexical search over the same documents, fused, restricted to a collection where asked.
+"""The hybrid index: dense and lexical search over the same documents, fused, restricted to a collection and by filters where asked.
 
-documents ─▶ rows, ordered by (collection, hash of the id) ─▶ documents.parquet   what is shown
-               a collection is a range of rows              ─▶ dense.faiss         cosine, FAISS
-                                                            ─▶ lexical.*           BM25, one matrix per collection
-                                                            ─▶ manifest.json       written last
+::
+
+    documents ─▶ rows, ordered by (collection, hash of the id) ─▶ documents.arrow     what is shown and filtered by
+                   a collection is a range of rows              ─▶ dense.faiss        vectors, FAISS      [vectors.npy, encoder.npy]
+                                                                ─▶ lexical-*, spelling-*, vocabulary   BM25, a matrix per collection
+                                                                ─▶ manifest.json      written last
+
+How it comes to be stands in `building.py`.
 """
 
 from __future__ import annotations
 
-import hashlib
-import shutil
-import tempfile
-from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
+from functools import lru_cache
 from itertools import pairwise
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
-import pyarrow.parquet as pq
+import numpy.typing as npt
 
-from retrieval_service import analyzer, dense, manifest
+from retrieval_service import analyzer
+from retrieval_service import documents as store
 from retrieval_service.config import RetrievalConfig
 from retrieval_service.dense import DenseIndex
-from retrieval_service.encoders import Encoder, load_encoder
-from retrieval_service.lexical import LexicalIndex, Scope
-from retrieval_service.manifest import Identity, IndexManifest, IndexRefused, Part
-from retrieval_service.ranking import NOTHING, Ranking, Rows, fuse
-from retrieval_service.types import Hit, SearchQuery, SearchResult, UnknownCollection
+from retrieval_service.documents import Documents, Mask
+from retrieval_service.encoders import WEIGHTS_FILE, Encoder, HashedNgrams, load_encoder
+from retrieval_service.encoding import contents
+from retrieval_service.halves import Halves, Stages
+from retrieval_service.identity import expected_identity, scopes_of
+from retrieval_service.lexical import LexicalIndex
+from retrieval_service.manifest import IndexManifest, IndexRefused
+from retrieval_service.ranking import NOTHING, Half, Ranking, Rows, fuse, with_authority
+from retrieval_service.types import LARGEST_K, Filters, Hit, SearchQuery, SearchResult, UnknownCollection
+from retrieval_service.vectors import DENSE_FILE
 from tasks.questions import Document
 
-__all__ = ["HybridIndex", "IndexRefused", "UnknownCollection"]
+if TYPE_CHECKING:
+    from retrieval_service.towers import CrossEncoder
 
-DOCUMENTS_FILE = "documents.parquet"
-DOCUMENT_SCHEMA = pa.schema(
-    {
-        "id": pa.string(), "text": pa.string(), "title": pa.string(), "collection": pa.string(),
-        "publication_type": pa.string(), "evidence_level": pa.int8(), "year": pa.int16(),
-    }
-)  # fmt: skip
+__all__ = ["DOCUMENTS_FILE", "HybridIndex", "IndexRefused", "UnknownCollection", "expected_identity"]
+
+DOCUMENTS_FILE = store.FILE
 
 # How many candidates each half hands to the fusion: the largest k that may be asked for. It is the same for every query, so
 # that no answer depends on the other queries of its batch.
-CANDIDATES = 100
+CANDIDATES = LARGEST_K
+# A document that has one word less of the query keeps most of its BM25 score, but of the meaning it lost what that word said.
+_LEXICAL_SHARPNESS = 4.0
 _CANARY_CHARACTERS = 200
+_MASKS_KEPT = 16  # a byte per document each; phases and tools use a handful of filters
+_SHOWN = ("id", "text", "title", "publication_type", "evidence_level", "year", "retracted")
 
 
 class HybridIndex:
     """A loaded index. `search` is thread-safe: nothing changes after loading.
 
     Example:
+        >>> import tempfile
         >>> documents = [Document(id="d1", text="metformin lowers glucose"), Document(id="d2", text="aspirin thins blood")]
         >>> with tempfile.TemporaryDirectory() as parent:
         ...     _ = HybridIndex.build(documents, Path(parent, "index"), RetrievalConfig())
@@ -62,7 +70,7 @@ class HybridIndex:
     def __init__(
         self,
         built: IndexManifest,
-        documents: pa.Table,
+        documents: Documents,
         dense_index: DenseIndex,
         lexical_index: LexicalIndex,
         encoder: Encoder,
@@ -70,13 +78,18 @@ class HybridIndex:
     ) -> None:
         self.manifest = built
         self.index_hash = built.index_hash
-        self._shown = documents.select(["id", "text", "title", "publication_type", "evidence_level"])
-        self._dense, self._lexical, self._encoder = dense_index, lexical_index, encoder
+        self._documents, self._dense, self._lexical, self._encoder = documents, dense_index, lexical_index, encoder
         self._weights = (config.dense_weight, config.lexical_weight)
-        self._scopes = _scopes(built.collections)
+        self._authority_weight = config.authority_weight
+        self._authority = documents.authority() if config.authority_weight else None
+        self._reranker = _reranker(config)
+        self._rerank_candidates = config.rerank_candidates
+        self._halves, self.stages = Halves(), Stages()
+        self._scopes = scopes_of(built.collections)
         self._place_of = {scope.name: place for place, scope in enumerate(self._scopes)}
         if len(built.collections) == 1:  # then it is the whole corpus
             self._place_of[next(iter(built.collections))] = 0
+        self._mask = lru_cache(_MASKS_KEPT)(documents.admitted)
 
     @property
     def collections(self) -> frozenset[str]:
@@ -89,168 +102,151 @@ class HybridIndex:
 
         An identical index that is there already is left as it is; another one is never overwritten (IndexRefused).
         """
-        rows = _in_row_order(documents)
-        encoder = load_encoder(config.encoder, config.dimensions)
-        collections = dict(Counter(document.collection for document in rows))
-        contents = [_contents(document) for document in rows]
-        vectors = encoder.encode(contents, "document")
-        dense_index = DenseIndex.build(vectors, config.factory, config.nprobe, config.ef_search)
-        lexical_index = LexicalIndex.build([analyzer.analyze(text) for text in contents], _scopes(collections))
-        table = pa.Table.from_pylist([document.model_dump() for document in rows], schema=DOCUMENT_SCHEMA)
+        from retrieval_service.building import build  # which a replica, that only searches, never needs
 
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        unfinished = Path(tempfile.mkdtemp(prefix=f".{folder.name}.building-", dir=folder.parent))
-        try:
-            unfinished.chmod(0o755)  # mkdtemp's folders are closed to the other users of a cluster
-            pq.write_table(table, unfinished / DOCUMENTS_FILE)
-            dense_index.save(unfinished)
-            lexical_index.save(unfinished)
-            built = IndexManifest(
-                identity=expected_identity(config),
-                corpus_hash=manifest.corpus_checksum(rows),
-                documents=len(rows),
-                collections=collections,
-                recall=None if config.factory == "Flat" else dense_index.recall(vectors),
-                files={path.name: manifest.file_checksum(path) for path in sorted(unfinished.iterdir())},
-            ).sealed()
-            built.write(unfinished)
-            return _put_in_place(unfinished, folder, built)
-        finally:
-            shutil.rmtree(unfinished, ignore_errors=True)
+        return build(documents, folder, config)
 
     @classmethod
     def load(cls, folder: Path, config: RetrievalConfig) -> HybridIndex:
         """Opens an index, or raises IndexRefused with the one reason why it must not be used."""
         built = IndexManifest.read(folder)
-        encoder = load_encoder(config.encoder, config.dimensions)
+        encoder = load_encoder(config)
         built.require(expected_identity(config), folder)
         built.verify_files(folder)
+        file = WEIGHTS_FILE
         try:
+            if isinstance(encoder, HashedNgrams):
+                encoder = encoder.load(folder)
+            file = DENSE_FILE
             dense_index = DenseIndex.load(folder, built.documents, encoder.dimensions, config.nprobe, config.ef_search)
-        except ValueError as error:
-            raise IndexRefused(f"{folder / dense.FILE}: {error}; build the index again") from error
-        table = pq.read_table(folder / DOCUMENTS_FILE, schema=DOCUMENT_SCHEMA)
-        return cls(built, table, dense_index, LexicalIndex.load(folder), encoder, config)
+            file = store.FILE
+            documents = Documents.open(folder / store.FILE)
+        except (OSError, ValueError) as error:
+            raise IndexRefused(f"{folder / file}: {error}; build the index again") from error
+        return cls(built, documents, dense_index, LexicalIndex.load(folder), encoder, config)
+
+    def missing(self, ids: set[str]) -> set[str]:
+        """Which of these documents the index does not hold."""
+        return ids.difference(self._documents.ids())
+
+    def encoded(self, queries: Sequence[str]) -> npt.NDArray[np.float32]:
+        """The vectors that the dense half searches with."""
+        return self._encoder.encode(queries, "query")
 
     def canary(self) -> SearchQuery:
         """A search that always has the same answer: the beginning of the first document."""
-        text = self._shown["text"][0].as_py()
+        text: str = self._documents.fields(np.array([0]), ["text"])["text"][0]
         return SearchQuery(query=text[:_CANARY_CHARACTERS] or "canary")
 
     def search(self, queries: Sequence[SearchQuery]) -> list[SearchResult]:
-        """Answers a batch, which may mix collections, modes and k. No query's answer depends on the others."""
+        """Answers a batch, which may mix collections, modes, filters and k. No query's answer depends on the others."""
         if not queries:
             return []
         for query in queries:
             if query.collection not in self._place_of:
                 raise UnknownCollection(f"collection {query.collection!r} is not in index {self.index_hash[:12]}")
-        places = np.array([self._place_of[query.collection] for query in queries])
+        groups = _Groups(queries, self._place_of, self._mask)
         modes = np.array([query.mode for query in queries])
         texts = [query.query for query in queries]
 
         width = min(CANDIDATES, self.manifest.documents)
         by_dense, by_words = Ranking.empty(len(queries), width), Ranking.empty(len(queries), width)
-        wanted = np.flatnonzero((modes == "dense") | (modes == "hybrid"))
-        vectors = self._encoder.encode([texts[i] for i in wanted], "query")
+        with_meaning = np.flatnonzero((modes == "dense") | (modes == "hybrid"))
+        with_words = np.flatnonzero((modes == "lexical") | (modes == "hybrid"))
 
-        def near(part: Rows, place: int) -> Ranking:
-            scope = self._scopes[place]
-            return self._dense.search(vectors[np.searchsorted(wanted, part)], scope.start, scope.stop, CANDIDATES)
+        def by_meaning() -> None:
+            with self.stages.timing("encode"):
+                vectors = self._encoder.encode([texts[i] for i in with_meaning], "query")
 
-        def sharing_words(part: Rows, place: int) -> Ranking:
+            def near(part: Rows, place: int, mask: Mask | None) -> Ranking:
+                scope = self._scopes[place]
+                mine = vectors[np.searchsorted(with_meaning, part)]
+                return self._dense.search(mine, scope.start, scope.stop, CANDIDATES, mask)
+
+            with self.stages.timing("dense"):
+                groups.search(near, with_meaning, by_dense)
+
+        def sharing_words(part: Rows, place: int, mask: Mask | None) -> Ranking:
             tokens = [analyzer.analyze(texts[i]) for i in part]
-            return self._lexical.search(tokens, place, self._scopes[place], CANDIDATES)
+            return self._lexical.search(tokens, place, self._scopes[place], CANDIDATES, mask)
 
-        _by_scope(near, wanted, places, by_dense)
-        _by_scope(sharing_words, np.flatnonzero((modes == "lexical") | (modes == "hybrid")), places, by_words)
+        def by_terms() -> None:
+            with self.stages.timing("lexical"):
+                groups.search(sharing_words, with_words, by_words)
 
-        fused = fuse(list(zip((by_dense, by_words), self._weights, strict=True)), width)
-        for mode, ranking in (("dense", by_dense), ("lexical", by_words)):
-            fused.rows[modes == mode], fused.scores[modes == mode] = ranking.rows[modes == mode], ranking.scores[modes == mode]
-        for i in np.flatnonzero(modes == "id"):
-            row = self._row_of(texts[i], self._scopes[places[i]])
-            fused.rows[i, 0], fused.scores[i, 0] = (NOTHING, 0.0) if row is None else (row, 1.0)
-        return self._results(queries, fused)
+        lost = self._halves.run(by_meaning if len(with_meaning) else None, by_terms if len(with_words) else None)
+        if lost is not None and (modes == lost.name).any():
+            raise lost.error  # a query that asked for this half alone has nothing to fall back on
 
-    def _row_of(self, document_id: str, scope: Scope) -> int | None:
-        """Looked for row by row, about a millisecond per million: a map of all ids would take more memory than the index."""
-        place = pc.index(self._shown["id"].slice(scope.start, scope.stop - scope.start), document_id).as_py()
-        return None if place < 0 else scope.start + place
+        with self.stages.timing("fuse"):
+            ranking = self._fused(queries, modes, by_dense, by_words)
+            for mode, half in (("dense", by_dense), ("lexical", by_words)):
+                ranking.put(np.flatnonzero(modes == mode), half.of(modes == mode))
+            for i in np.flatnonzero(modes == "id"):
+                ranking.rows[i, 0], ranking.scores[i, 0] = self._named(texts[i], *groups.of(i))
+        with self.stages.timing("fetch"):
+            return self._results(queries, ranking, degraded=lost is not None)
 
-    def _results(self, queries: Sequence[SearchQuery], ranking: Ranking) -> list[SearchResult]:
+    def _fused(self, queries: Sequence[SearchQuery], modes: npt.NDArray, by_dense: Ranking, by_words: Ranking) -> Ranking:
+        dense_weight, lexical_weight = self._weights
+        halves = (Half(by_dense, dense_weight), Half(by_words, lexical_weight, _LEXICAL_SHARPNESS))
+        ranking = fuse(halves, by_dense.rows.shape[1])
+        hybrid = np.flatnonzero(modes == "hybrid")
+        if self._reranker is not None:
+            for i in hybrid:
+                rows = ranking.rows[i][ranking.rows[i] != NOTHING][: max(self._rerank_candidates, queries[i].k)]
+                found = self._documents.fields(rows, ["title", "text"])
+                texts = [contents(*pair) for pair in zip(found["title"], found["text"], strict=True)]
+                ranking.reorder(i, rows, self._reranker.scores(queries[i].query, texts))
+        if self._authority is not None:
+            ranking.put(hybrid, with_authority(ranking.of(hybrid), self._authority, self._authority_weight))
+        return ranking
+
+    def _named(self, document_id: str, place: int, mask: Mask | None) -> tuple[int, float]:
+        scope = self._scopes[place]
+        row = self._documents.row_of(document_id, scope.start, scope.stop)
+        return (NOTHING, 0.0) if row is None or (mask is not None and not mask[row]) else (row, 1.0)
+
+    def _results(self, queries: Sequence[SearchQuery], ranking: Ranking, degraded: bool) -> list[SearchResult]:
         """Fetches the documents of all queries at once."""
         asked = np.minimum([query.k for query in queries], ranking.rows.shape[1])
         shown = (np.arange(ranking.rows.shape[1]) < asked[:, None]) & (ranking.rows != NOTHING)
-        fields = self._shown.take(pa.array(ranking.rows[shown])).to_pydict()
+        fields = self._documents.fields(ranking.rows[shown], _SHOWN)
         hits = [
-            Hit(id=id_, text=text, score=score, title=title, publication_type=kind, evidence_level=level or 0)
-            for id_, text, score, title, kind, level in zip(
-                fields["id"], fields["text"], ranking.scores[shown].tolist(), fields["title"],
-                fields["publication_type"], fields["evidence_level"], strict=True,
+            Hit(id=id_, text=text, score=score, title=title, publication_type=kind, evidence_level=level or 0, year=year, retracted=gone)
+            for score, id_, text, title, kind, level, year, gone in zip(
+                ranking.scores[shown].tolist(), *(fields[name] for name in _SHOWN), strict=True
             )
         ]  # fmt: skip
         ends = np.cumsum(shown.sum(axis=1)).tolist()
-        return [SearchResult(hits=hits[start:end], index_hash=self.index_hash) for start, end in pairwise([0, *ends])]
+        return [
+            SearchResult(hits=hits[start:end], index_hash=self.index_hash, degraded=degraded and query.mode == "hybrid")
+            for query, (start, end) in zip(queries, pairwise([0, *ends]), strict=True)
+        ]
 
 
-def _by_scope(search: Callable[[Rows, int], Ranking], queries: Rows, places: Rows, into: Ranking) -> None:
-    """Calls `search` once for each scope that occurs among the queries."""
-    for place in np.unique(places[queries]).tolist():
-        part = queries[places[queries] == place]
-        into.put(part, search(part, place))
+class _Groups:
+    """The queries of a batch by where they search: those of one scope and filter are searched together."""
+
+    def __init__(self, queries: Sequence[SearchQuery], place_of: dict[str, int], mask_of: Callable[[Filters], Mask]) -> None:
+        numbers: dict[tuple[int, Filters], int] = {}
+        self._group = np.array([numbers.setdefault((place_of[q.collection], q.filters), len(numbers)) for q in queries])
+        nothing = Filters()
+        self._where = [(place, None if filters == nothing else mask_of(filters)) for place, filters in numbers]
+
+    def of(self, query: int) -> tuple[int, Mask | None]:
+        return self._where[self._group[query]]
+
+    def search(self, search: Callable[[Rows, int, Mask | None], Ranking], queries: Rows, into: Ranking) -> None:
+        """Calls `search` once for each group that occurs among the queries."""
+        for group in np.unique(self._group[queries]).tolist():
+            part = queries[self._group[queries] == group]
+            into.put(part, search(part, *self._where[group]))
 
 
-def expected_identity(config: RetrievalConfig) -> Identity:
-    """What the manifest of an index must say so that this code may use it under this configuration."""
-    encoder = load_encoder(config.encoder, config.dimensions)
-    return Identity(
-        schema_version=manifest.SCHEMA_VERSION,
-        metric=dense.METRIC,
-        encoder=Part(name=encoder.name, version=encoder.revision),
-        dimensions=encoder.dimensions,
-        analyzer=Part(name=analyzer.NAME, version=analyzer.VERSION),
-        factory=config.factory,
-        nprobe=config.nprobe,
-        ef_search=config.ef_search,
-    )
+def _reranker(config: RetrievalConfig) -> CrossEncoder | None:
+    if not config.reranker:
+        return None
+    from retrieval_service.towers import CrossEncoder  # torch and transformers come only where a model is used
 
-
-def _in_row_order(documents: Iterable[Document]) -> list[Document]:
-    """By collection, then by a hash of the id: the order in which equal scores are shown."""
-
-    def key(document: Document) -> tuple[str, bytes, str]:
-        return document.collection, hashlib.blake2b(document.id.encode("utf-8", "surrogatepass")).digest(), document.id
-
-    rows = sorted(documents, key=key)
-    if not rows:
-        raise ValueError("an index needs at least one document")
-    twice = [id_ for id_, count in Counter(document.id for document in rows).items() if count > 1]
-    if twice:
-        raise ValueError(f"{len(twice)} document ids occur more than once, for instance {twice[0]!r}; ids must be unique")
-    return rows
-
-
-def _scopes(collections: dict[str, int]) -> list[Scope]:
-    """The whole corpus first, then every named collection that is not the whole."""
-    scopes, start = [Scope("", 0, sum(collections.values()))], 0
-    for name, count in collections.items():
-        if name and len(collections) > 1:
-            scopes.append(Scope(name, start, start + count))
-        start += count
-    return scopes
-
-
-def _contents(document: Document) -> str:
-    """What is searched: the title, unless the text begins with it, and the text."""
-    return document.text if document.text.startswith(document.title) else f"{document.title} {document.text}"
-
-
-def _put_in_place(unfinished: Path, folder: Path, built: IndexManifest) -> IndexManifest:
-    try:
-        unfinished.rename(folder)  # over an empty folder it succeeds, over anything else it fails
-    except OSError:
-        present = IndexManifest.read(folder)
-        if present.index_hash != built.index_hash:
-            raise IndexRefused(f"{folder} holds another index, and an index is immutable; choose another folder") from None
-        return present
-    return built
+    return CrossEncoder.open(Path(config.reranker))

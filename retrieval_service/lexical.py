@@ -1,6 +1,7 @@
-"""The lexical half: BM25 whose scores bm25s computes when the index is built, one matrix for each scope.
+"""The lexical half: BM25 whose scores are computed when the index is built (`postings.py`), one matrix for each scope.
 
-A scope is the whole corpus or one collection. Each has its own document frequencies and mean length, as if indexed alone.
+A scope is the whole corpus or one collection. Each has its own document frequencies and mean length, as if indexed alone. A word of
+a query that its scope does not know is taken for the known words that are one slip of the pen away, if there are any.
 """
 
 from __future__ import annotations
@@ -9,18 +10,17 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from safetensors.numpy import load_file, save_file
 
 from retrieval_service.ranking import Ranking, best_positive
+from retrieval_service.spelling import Spelling, within_one_slip
 
-ARRAYS_FILE, VOCABULARY_FILE = "lexical.safetensors", "vocabulary.json"
+VOCABULARY_FILE = "vocabulary.json"
+STARTS_FILE, ROWS_FILE, SCORES_FILE = "lexical-starts.npy", "lexical-rows.npy", "lexical-scores.npy"
 
-# Queries are scored some at a time, so that the dense score matrix of one step stays under 64 MB.
-_CELLS_AT_ONCE = 8_000_000
+Mask = npt.NDArray[np.bool_]
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,70 +34,64 @@ class Scope:
 
 @dataclass(frozen=True, slots=True)
 class LexicalIndex:
-    """Postings: token t of scope s has those at [indptr[s, t], indptr[s, t + 1]) of `rows` (within the scope) and `scores`."""
+    """Postings: token t of scope s has those at [starts[s, t], starts[s, t + 1]) of `rows` (within the scope) and `scores`."""
 
     vocabulary: dict[str, int]
-    indptr: npt.NDArray[np.int64]
+    words: list[str]
+    starts: npt.NDArray[np.int64]
     rows: npt.NDArray[np.int32]
     scores: npt.NDArray[np.float32]
-
-    @classmethod
-    def build(cls, tokens: Sequence[list[str]], scopes: Sequence[Scope]) -> LexicalIndex:
-        """From the tokens of all documents, in the order of their rows."""
-        import bm25s  # here, because it brings numba along: seconds that a replica, which only searches, starts earlier
-
-        vocabulary = {token: i for i, token in enumerate(sorted({token for found in tokens for token in found}))}
-        ids = [[vocabulary[token] for token in found] for found in tokens]
-        indptr, rows, scores, filled = [], [], [], 0
-        for scope in scopes:
-            part = ids[scope.start : scope.stop]
-            if not any(part):
-                indptr.append(np.full(len(vocabulary) + 1, filled, dtype=np.int64))
-                continue
-            matrix = bm25s.BM25(method="lucene", backend="numpy")
-            matrix.index((part, vocabulary), create_empty_token=False, show_progress=False)
-            indptr.append(matrix.scores["indptr"] + filled)
-            rows.append(matrix.scores["indices"])
-            scores.append(matrix.scores["data"])
-            filled += len(matrix.scores["data"])
-        return cls(
-            vocabulary,
-            np.stack(indptr).astype(np.int64),
-            np.concatenate([np.empty(0, np.int32), *rows]),
-            np.concatenate([np.empty(0, np.float32), *scores]),
-        )
-
-    def search(self, queries: Sequence[list[str]], place: int, scope: Scope, places: int) -> Ranking:
-        """Documents of a scope (at `place` among the scopes) that share a token with the query, best first."""
-        width = scope.stop - scope.start
-        step = max(1, _CELLS_AT_ONCE // width)
-        ranking = Ranking.empty(len(queries), min(places, width))
-        for start in range(0, len(queries), step):
-            some = queries[start : start + step]
-            best = best_positive(self._score(some, place, width), places)
-            best.rows[best.rows >= 0] += scope.start
-            ranking.put(np.arange(start, start + len(some)), best)
-        return ranking
-
-    def _score(self, queries: Sequence[list[str]], place: int, width: int) -> npt.NDArray[np.float64]:
-        """BM25 of every document of the scope for every query: the postings of all their tokens, gathered and summed."""
-        known = [[self.vocabulary[token] for token in query if token in self.vocabulary] for query in queries]
-        tokens = np.array([token for query in known for token in query], dtype=np.int64)
-        owners = np.repeat(np.arange(len(queries)), [len(query) for query in known])
-        starts = self.indptr[place, tokens]
-        lengths = self.indptr[place, tokens + 1] - starts
-        postings = np.arange(lengths.sum()) + np.repeat(starts - np.cumsum(lengths) + lengths, lengths)
-        cells = np.repeat(owners * width, lengths) + self.rows[postings]
-        summed = np.bincount(cells, weights=self.scores[postings], minlength=len(queries) * width)
-        return summed.astype(np.float64, copy=False).reshape(len(queries), width)
-
-    def save(self, folder: Path) -> None:
-        arrays: dict[str, npt.NDArray[Any]] = {"indptr": self.indptr, "rows": self.rows, "scores": self.scores}
-        save_file(arrays, folder / ARRAYS_FILE)
-        (folder / VOCABULARY_FILE).write_text(json.dumps(list(self.vocabulary), ensure_ascii=False), encoding="utf-8")
+    spelling: Spelling
 
     @classmethod
     def load(cls, folder: Path) -> LexicalIndex:
-        arrays = load_file(folder / ARRAYS_FILE)
-        tokens = json.loads((folder / VOCABULARY_FILE).read_text(encoding="utf-8"))
-        return cls({token: i for i, token in enumerate(tokens)}, arrays["indptr"], arrays["rows"], arrays["scores"])
+        words = json.loads((folder / VOCABULARY_FILE).read_text(encoding="utf-8"))
+        starts = np.load(folder / STARTS_FILE, allow_pickle=False)
+        rows, scores = (np.load(folder / name, mmap_mode="r", allow_pickle=False) for name in (ROWS_FILE, SCORES_FILE))
+        return cls({token: i for i, token in enumerate(words)}, words, starts, rows, scores, Spelling.load(folder))
+
+    def search(
+        self, queries: Sequence[list[str]], place: int, scope: Scope, places: int, admitted: Mask | None = None
+    ) -> Ranking:
+        """Documents of a scope (at `place` among the scopes) that share a token with the query, best first."""
+        width = scope.stop - scope.start
+        ranking = Ranking.empty(len(queries), min(places, width))
+        for number, query in enumerate(queries):
+            scores = self._score(query, place, width)
+            if admitted is not None:
+                scores *= admitted[scope.start : scope.stop]
+            best = best_positive(scores[None], places)
+            best.rows[best.rows >= 0] += scope.start
+            ranking.put(np.array([number]), best)
+        return ranking
+
+    def _score(self, query: Sequence[str], place: int, width: int) -> npt.NDArray[np.float64]:
+        """BM25 of every document of the scope: the postings of the query's tokens, summed. A token has one for each document."""
+        scores = np.zeros(width)
+        for token, weight in self.meant(query, place):
+            start, stop = self.starts[place, token], self.starts[place, token + 1]
+            scores[self.rows[start:stop]] += weight * self.scores[start:stop]
+        return scores
+
+    def meant(self, query: Sequence[str], place: int) -> list[tuple[int, float]]:
+        """The tokens of the scope that the words of a query stand for, with weights.
+
+        A word that the scope knows is itself. Of another one, every known word within one slip gets an equal share: together they
+        count as the one word that was meant.
+        """
+        found: list[tuple[int, float]] = []
+        for word in query:
+            token = self.vocabulary.get(word)
+            if token is not None and self._known(token, place):
+                found.append((token, 1.0))
+                continue
+            near = [
+                other
+                for other in self.spelling.candidates(word)
+                if self._known(other, place) and within_one_slip(word, self.words[other])
+            ]
+            found.extend((other, 1 / len(near)) for other in near)
+        return found
+
+    def _known(self, token: int, place: int) -> bool:
+        return bool(self.starts[place, token + 1] > self.starts[place, token])

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from tasks.questions import Document
+from retrieval_service.ladder import AUTO
 
 FILE = "manifest.json"
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 
 class IndexRefused(Exception):
@@ -30,6 +29,16 @@ class Part(BaseModel):
     version: str
 
 
+class EncoderPart(Part):
+    """Everything that decides which vector a text gets."""
+
+    pooling: str = ""
+    normalised: bool = True
+    query_prefix: str = ""
+    document_prefix: str = ""
+    longest: int = Field(default=0, description="tokens of a document that are read; 0: all")
+
+
 class Identity(BaseModel):
     """What the code and the configuration must agree on with a built index, field by field."""
 
@@ -37,7 +46,7 @@ class Identity(BaseModel):
 
     schema_version: int
     metric: str
-    encoder: Part
+    encoder: EncoderPart
     dimensions: int
     analyzer: Part
     factory: str
@@ -45,8 +54,18 @@ class Identity(BaseModel):
     ef_search: int
 
 
+class Origin(BaseModel):
+    """Where the documents come from, in the words of whoever built the index."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    sources: tuple[str, ...] = Field(default=(), description="names of the files, without their folders")
+    date: str = Field(default="", description="of the corpus, such as 2026-01; empty: not said")
+    licence: str = Field(default="", description="of the documents; empty: not said")
+
+
 class IndexManifest(BaseModel):
-    """The manifest. `index_hash` covers everything but the date, so the same corpus built again is the same index."""
+    """The manifest. `index_hash` covers everything but when and from what it was built, so an equal corpus is an equal index."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -54,8 +73,11 @@ class IndexManifest(BaseModel):
     corpus_hash: str
     documents: int
     collections: dict[str, int] = Field(description="collection → documents, in the order of the rows")
-    recall: float | None = Field(description="recall at 10 against exact search; none where the search is exact")
+    tokens: int = Field(description="of the vocabulary")
+    recall: dict[str, float] = Field(description="k → recall at k against exact search; empty where the search is exact")
     files: dict[str, str] = Field(description="file → SHA-256")
+    origin: Origin = Origin()
+    parent: str = Field(default="", description="index hash of the version that this one was made from")
     built_at: str = ""
     index_hash: str = ""
 
@@ -64,11 +86,11 @@ class IndexManifest(BaseModel):
         return self.model_copy(update={"built_at": datetime.now(UTC).isoformat(timespec="seconds"), "index_hash": self._hash()})
 
     def _hash(self) -> str:
-        content = self.model_dump(mode="json", exclude={"built_at", "index_hash"})
+        content = self.model_dump(mode="json", exclude={"origin", "parent", "built_at", "index_hash"})
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
-    def write(self, folder: Path) -> None:
-        (folder / FILE).write_text(self.model_dump_json(indent=2) + "\n", encoding="utf-8")
+    def as_bytes(self) -> bytes:
+        return (self.model_dump_json(indent=2) + "\n").encode()
 
     @classmethod
     def read(cls, folder: Path) -> IndexManifest:
@@ -90,9 +112,13 @@ class IndexManifest(BaseModel):
         return manifest
 
     def require(self, expected: Identity, folder: Path) -> None:
-        """Refuses an index that was built in any other way than expected."""
+        """Refuses an index that was built in any other way than expected; an automatic factory is whichever was chosen."""
         for name in Identity.model_fields:
             built, wanted = getattr(self.identity, name), getattr(expected, name)
+            if (name, wanted) == ("factory", AUTO):
+                continue
+            if isinstance(built, Part) and built != wanted:
+                name, built, wanted = _differing(name, built, wanted)
             if built != wanted:
                 raise IndexRefused(
                     f"{folder} was built with {name} {_plain(built)}, wanted is {_plain(wanted)};"
@@ -115,12 +141,13 @@ def file_checksum(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def corpus_checksum(documents: Iterable[Document]) -> str:
-    """One hash over all documents, in the order given."""
-    digest = hashlib.sha256()
-    for document in documents:
-        digest.update(document.model_dump_json().encode("utf-8", "surrogatepass") + b"\n")
-    return digest.hexdigest()
+def _differing(name: str, built: Part, wanted: Part) -> tuple[str, object, object]:
+    """The one setting in which two parts differ, or both whole where they are different things."""
+    if (built.name, built.version) == (wanted.name, wanted.version):
+        for field in type(built).model_fields:
+            if getattr(built, field) != getattr(wanted, field):
+                return f"{name} {field}", getattr(built, field), getattr(wanted, field)
+    return name, built, wanted
 
 
 def _plain(value: object) -> str:

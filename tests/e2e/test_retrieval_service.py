@@ -5,16 +5,13 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-import socket
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-import httpx
 import pytest
 import ray
-from ray import serve
 
 from retrieval_service.app import deploy, undeploy
 from retrieval_service.client import RetrievalClient
@@ -106,7 +103,7 @@ def test_a_killed_replica_ends_in_a_typed_failure_or_a_later_answer(app: str, fo
         impatient = RetrievalClient(handle, config.model_copy(update={"retries": 0}))
         await patient.search(query(0))
 
-        orphan = asyncio.create_task(outcomes(patient, range(1)))
+        orphan = asyncio.create_task(outcomes(patient, range(60, 61)))  # one that is not remembered
         await asyncio.sleep(0.1)
         for task in asyncio.all_tasks():
             if "RetrievalClient._send" in repr(task.get_coro()):
@@ -133,11 +130,11 @@ def test_a_missed_deadline_and_a_full_queue_are_typed(app: str, folder: Path) ->
         await RetrievalClient(handle, config).search(query(0))
         hasty = RetrievalClient(handle, config.model_copy(update={"deadline_s": 0.1}))
         started = clock()
-        (late,) = await outcomes(hasty, range(1))
-        assert type(late) is RetrievalTimeout and "within 0.1 s to 'finding 0 of ward 0'" in str(late)
+        (late,) = await outcomes(hasty, range(70, 71))
+        assert type(late) is RetrievalTimeout and "within 0.1 s to 'finding 70 of ward 0'" in str(late)
         assert clock() - started < 0.35
         # One search is in the replica, one may wait; the others are told so at once.
-        kinds = Counter(type(outcome) for outcome in await outcomes(RetrievalClient(handle, config), range(12)))
+        kinds = Counter(type(outcome) for outcome in await outcomes(RetrievalClient(handle, config), range(1, 13)))
         assert set(kinds) == {SearchResult, RetrievalRejected} and kinds[SearchResult] <= 3, kinds
 
     asyncio.run(scenario())
@@ -146,22 +143,3 @@ def test_a_missed_deadline_and_a_full_queue_are_typed(app: str, folder: Path) ->
 def test_a_wrong_index_is_refused_before_anything_starts(app: str, folder: Path) -> None:
     with pytest.raises(IndexRefused, match="built with dimensions 64, wanted is 32"):
         deploy(folder, CONFIG.model_copy(update={"dimensions": 32}), app)
-
-
-def test_http_speaks_our_protocol_and_search_r1s(app: str, folder: Path) -> None:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    serve.shutdown()  # the HTTP side is decided when Serve starts
-    deploy(folder, CONFIG.model_copy(update={"http_port": port}), app)
-    with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=30) as http:
-        found = http.post("/search", json={"query": DOCUMENTS[7].text, "k": 1, "collection": "ward-1"}).json()
-        assert found["hits"][0]["id"] == "d7"
-        assert found["index_hash"]
-        asked = {"queries": [DOCUMENTS[7].text, DOCUMENTS[8].text], "topk": 2, "return_scores": True}
-        result = http.post("/retrieve", json=asked).json()["result"]
-        assert [hits[0]["document"]["id"] for hits in result] == ["d7", "d8"]
-        assert result[0][0]["document"]["contents"] == DOCUMENTS[7].text
-        assert result[0][0]["score"] > 0
-        assert http.post("/search", json={"query": "finding", "collection": "ward-9"}).status_code == 404
-        assert http.post("/search", json={"query": "", "k": 0}).status_code == 422

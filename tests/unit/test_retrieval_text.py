@@ -14,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from retrieval_service.analyzer import analyze, normalise, words
+from retrieval_service.config import RetrievalConfig
 from retrieval_service.corpus import CorpusError, read_jsonl
 from retrieval_service.encoders import HashedNgrams, load_encoder
 
@@ -82,8 +83,8 @@ def test_vectors_are_equal_in_another_process() -> None:
 
 
 def test_an_unknown_encoder_is_named() -> None:
-    with pytest.raises(ValueError, match="'medcpt' is not known; set it to 'hashed-ngrams'"):
-        load_encoder("medcpt", 64)
+    with pytest.raises(ValueError, match=r"retrieval\.encoder medcpt: is no folder; name one, or set it to 'hashed-ngrams'"):
+        load_encoder(RetrievalConfig(encoder="medcpt"))
 
 
 def test_corpus_lines_of_medrag_and_of_this_system(tmp_path: Path) -> None:
