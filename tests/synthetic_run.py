@@ -23,6 +23,11 @@ TEXT = (
     "<document> gene-inhibitor mi ta rct xe ru . </document> xe ru is option B </think> <answer> B </answer>"
 )
 
+HOSTILE = (  # what a document or a model may well contain
+    "<think> no idea <b>\"quoted\" & raw</b> </script><script>document.title = 'broken'</script><!-- <img src=x onerror=alert(1)> "
+    "</think> <answer> C </answer>"
+)
+
 
 def episode(phase: str, number: int, correct: bool) -> Episode:
     """One stored episode with two searches."""
@@ -37,7 +42,7 @@ def episode(phase: str, number: int, correct: bool) -> Episode:
         versions=[VersionSpan(0, number, 1, 4)], searches=searches if phase != "reasoning" else [],
         rewards=[RewardPart("answer", float(correct), 1.0), RewardPart("format", 1.0, 0.1), RewardPart("evidence", 0.5, 0.5)],
         turn_rewards=[TurnReward(0, "gain", 0.25)], reward=float(correct) + 0.35, answer="B" if correct else "C", correct=correct,
-        finish="answer", text=TEXT if correct else "<think> no idea <b>\"quoted\" & raw</b> </think> <answer> C </answer>",
+        finish="answer", text=TEXT if correct else HOSTILE,
     )  # fmt: skip
 
 
@@ -70,6 +75,10 @@ def _write_phases(tracker: Tracker, events: EventLog, store: TrajectoryStore, no
             if i < steps:
                 step += 1
                 tracker.log(step, phase, _metrics(step, index, skill, noise))
+                for engine in ("engine-0.0", "engine-1.0") if step != 40 else ("engine-0.0",):
+                    events.append(
+                        EventKind.ACK, engine_id=engine, version=f"0.{step}", ok=not (step == 41 and engine == "engine-1.0")
+                    )
                 for group in range(32):
                     events.append(EventKind.TRAINED, group_id=f"{step}-{group}", engine_id="e0", step=step, episodes=8)
         left_by = "max_steps" if phase == "retrieval" else "plateau"
@@ -84,6 +93,13 @@ def _metrics(step: int, phase: int, skill: float, noise: random.Random) -> dict[
     return {
         "reward/mean": skill * 1.1 + noise.gauss(0, 0.04),
         "reward/answer": skill,
+        "reward/format": 1.0,
+        "evidence/1": 0.3 + 0.3 * skill,
+        "evidence/4": 0.7 - 0.3 * skill,
+        "finish/answer": 1.0 - 0.02 * (step % 5 == 0),
+        "finish/budget": 0.02 * (step % 5 == 0),
+        "retrieval/p50_ms": 12.0 + noise.random(),
+        "retrieval/p99_ms": 40.0 + 20 * noise.random(),
         "rollout/tokens_per_s": 3200 + noise.gauss(0, 250),
         "rollout/response_tokens": 60 - 10 * skill + noise.gauss(0, 1),
         "rollout/searches": 1.6 * phase + 0.2 * skill,

@@ -1,8 +1,4 @@
-"""Line charts as inline SVG: no script, no request, colours from the page's style sheet, a table of the same figures for ears.
-
-Each chart is drawn twice, for a desk and for a phone, because a scaled-down chart has unreadable labels; the style sheet
-shows one of the two.
-"""
+"""Line charts as SVG files of their own, for what is read without a browser's script: an evaluation's folder, a repository."""
 
 from __future__ import annotations
 
@@ -11,20 +7,11 @@ from dataclasses import dataclass, field
 from html import escape
 from itertools import pairwise
 
-WIDE, NARROW = (760, 250), (360, 230)  # drawing units: CSS pixels at a desk, and on a small phone
+WIDTH, HEIGHT = 760, 250  # drawing units: CSS pixels at a desk
 MARGIN_LEFT, MARGIN_RIGHT, MARGIN_TOP, MARGIN_BOTTOM = 48, 14, 24, 30
 HOVER_COLUMNS = 150  # more tooltips than this would lie closer together than a pointer can aim
 SMALLEST_SPAN = 1e-12  # a curve flatter than this is a line at 0
 PIXELS_PER_CHARACTER = 6.2  # of the 11-pixel labels
-
-
-@dataclass(frozen=True, slots=True)
-class Band:
-    """A stretch of steps with a name: a phase."""
-
-    start: float
-    end: float
-    label: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,22 +27,12 @@ class Series:
 
 
 @dataclass(frozen=True, slots=True)
-class Mark:
-    """A vertical line at a step, with a number that the text beside the chart explains."""
-
-    x: float
-    label: str
-
-
-@dataclass(frozen=True, slots=True)
 class Chart:
     """What is drawn. The y axis always shows 0; `top` fixes its upper end."""
 
     title: str
     unit: str
     series: list[Series]
-    bands: list[Band] = field(default_factory=list)
-    marks: list[Mark] = field(default_factory=list)
     top: float | None = None
     x_name: str = "step"
 
@@ -64,17 +41,6 @@ class Chart:
         return not any(series.points for series in self.series)
 
 
-def figure(chart: Chart) -> str:
-    """The chart with its caption and legend, as HTML; nothing where there is nothing to draw."""
-    if chart.empty:
-        return ""
-    caption = (
-        f'<figcaption><b>{escape(chart.title)}</b> <span class="unit">{escape(chart.unit)}</span>{_legend(chart)}</figcaption>'
-    )
-    return f"<figure>{caption}{_svg(chart, WIDE, 'wide')}{_svg(chart, NARROW, 'narrow')}</figure>"
-
-
-# What the page's style sheet says of charts, for one that stands alone.
 _STYLE = """
 svg { --soft: #646b78; --grid: #ebe9e4; --c0: #1f6feb; --c1: #c2571a; --c2: #14805e; background: #fff; font: 11px sans-serif; }
 .grid { stroke: var(--grid); } .tick, .phase { fill: var(--soft); } .phase { font-weight: 600; } .hover { fill: transparent; }
@@ -88,18 +54,15 @@ def standalone(chart: Chart) -> str:
     """The chart as an SVG file of its own, with its title and the names of its curves; nothing where there is nothing to draw."""
     if chart.empty:
         return ""
-    width, height = WIDE
     written = [f'<text class="phase" x="{MARGIN_LEFT}" y="12">{escape(f"{chart.title}, {chart.unit}")}</text>']
-    right = width - MARGIN_RIGHT
+    right = WIDTH - MARGIN_RIGHT
     for series in reversed(chart.series if len(chart.series) > 1 else []):
         written.append(f'<text class="name c{series.colour}" text-anchor="end" x="{right}" y="12">{escape(series.name)}</text>')
         right -= round(PIXELS_PER_CHARACTER * len(series.name)) + 12
     written.append(
-        f'<text class="tick" text-anchor="end" x="{width - MARGIN_RIGHT}" y="{height - 1}">{escape(chart.x_name)}</text>'
+        f'<text class="tick" text-anchor="end" x="{WIDTH - MARGIN_RIGHT}" y="{HEIGHT - 1}">{escape(chart.x_name)}</text>'
     )
-    opening = f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{height}" '
-    drawn = _svg(chart, WIDE, "wide").replace("<svg ", opening, 1)
-    return drawn.replace(">", f"><style>{_STYLE}</style>", 1).removesuffix("</svg>") + "".join(written) + "</svg>\n"
+    return f"{_opening(chart)}<style>{_STYLE}</style>{_drawn(chart)}{''.join(written)}</svg>\n"
 
 
 def ticks(top: float, bottom: float = 0.0, wanted: int = 4) -> list[float]:
@@ -132,21 +95,10 @@ def readable(value: float) -> str:
     return f"{value:.3g}" if abs(value) < 1000 else f"{value:.0f}"
 
 
-def _legend(chart: Chart) -> str:
-    if len(chart.series) < 2:
-        return ""
-    items = "".join(
-        f'<li class="c{series.colour}{" faint" if series.faint else ""}">{escape(series.name)}</li>' for series in chart.series
-    )
-    return f'<ul class="legend">{items}</ul>'
-
-
 @dataclass(frozen=True, slots=True)
 class _Frame:
     """From figures to drawing units."""
 
-    width: int
-    height: int
     first: float
     last: float
     bottom: float
@@ -154,29 +106,30 @@ class _Frame:
 
     def x(self, value: float) -> float:
         span = max(self.last - self.first, 1e-9)
-        return MARGIN_LEFT + (value - self.first) / span * (self.width - MARGIN_LEFT - MARGIN_RIGHT)
+        return MARGIN_LEFT + (value - self.first) / span * (WIDTH - MARGIN_LEFT - MARGIN_RIGHT)
 
     def y(self, value: float) -> float:
-        room = self.height - MARGIN_TOP - MARGIN_BOTTOM
-        return self.height - MARGIN_BOTTOM - min(max((value - self.bottom) / (self.top - self.bottom), 0.0), 1.0) * room
+        room = HEIGHT - MARGIN_TOP - MARGIN_BOTTOM
+        return HEIGHT - MARGIN_BOTTOM - min(max((value - self.bottom) / (self.top - self.bottom), 0.0), 1.0) * room
 
 
-def _svg(chart: Chart, size: tuple[int, int], kind: str) -> str:
+def _opening(chart: Chart) -> str:
+    xs = [x for series in chart.series for x, _ in series.points]
+    label = f"{chart.title}, {chart.unit}, from {chart.x_name} {readable(min(xs))} to {readable(max(xs))}. {_spoken(chart)}"
+    return (
+        f'<svg xmlns="http://www.w3.org/2000/svg" width="{WIDTH}" height="{HEIGHT}" viewBox="0 0 {WIDTH} {HEIGHT}" role="img"'
+        f' aria-label="{escape(label, quote=True)}">'
+    )
+
+
+def _drawn(chart: Chart) -> str:
     points = [point for series in chart.series for point in series.points]
-    xs = [x for x, _ in points] + [edge for band in chart.bands for edge in (band.start, band.end)]
+    first, last = min(x for x, _ in points), max(x for x, _ in points)
     lowest = min(0.0, *[y for _, y in points])
     highest = max([0.0, *[y for _, y in points], *[high for series in chart.series for _, high in series.whiskers]])
-    first = min(xs)
     scale = ticks(chart.top if chart.top is not None else highest * 1.02, lowest)
-    frame = _Frame(*size, first, max(*xs, first + 1), scale[0], scale[-1])
-    label = f"{chart.title}, {chart.unit}, from {chart.x_name} {readable(first)} to {readable(max(xs))}. {_spoken(chart)}"
-    body = [_bands(chart, frame), _axes(scale, frame), _marks(chart, frame)]
-    body += [_curve(series, frame) for series in chart.series]
-    body.append(_tooltips(chart, frame))
-    return (
-        f'<svg class="{kind}" viewBox="0 0 {frame.width} {frame.height}" role="img" aria-label="{escape(label, quote=True)}">'
-        f"{''.join(body)}</svg>"
-    )
+    frame = _Frame(first, max(last, first + 1), scale[0], scale[-1])
+    return "".join([_axes(scale, frame), *(_curve(series, frame) for series in chart.series), _tooltips(chart, frame)])
 
 
 def _spoken(chart: Chart) -> str:
@@ -188,46 +141,19 @@ def _spoken(chart: Chart) -> str:
     return "; ".join(parts)
 
 
-def _bands(chart: Chart, frame: _Frame) -> str:
-    drawn = []
-    for i, band in enumerate(chart.bands):
-        left, right = frame.x(band.start), frame.x(band.end)
-        bottom = frame.height - MARGIN_BOTTOM
-        drawn.append(
-            f'<rect class="band b{i % 3}" x="{left:.1f}" y="{MARGIN_TOP - 18}" width="{max(right - left, 0):.1f}"'
-            f' height="{bottom - MARGIN_TOP + 18}"/>'
-        )
-        room = int((right - left - 6) / PIXELS_PER_CHARACTER)
-        shown = band.label if len(band.label) <= room else band.label[: max(room - 1, 0)] + "…"
-        if room >= 3:
-            drawn.append(f'<text class="phase" x="{left + 5:.1f}" y="{MARGIN_TOP - 6}">{escape(shown)}</text>')
-    return "".join(drawn)
-
-
 def _axes(scale: list[float], frame: _Frame) -> str:
     drawn = []
     for value in scale:
         y = frame.y(value)
-        drawn.append(f'<line class="grid" x1="{MARGIN_LEFT}" x2="{frame.width - MARGIN_RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>')
+        drawn.append(f'<line class="grid" x1="{MARGIN_LEFT}" x2="{WIDTH - MARGIN_RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>')
         drawn.append(f'<text class="tick" text-anchor="end" x="{MARGIN_LEFT - 6}" y="{y + 4:.1f}">{readable(value)}</text>')
-    wanted = 8 if frame.width == WIDE[0] else 4
-    step = max(ticks(max(frame.last - frame.first, 1), wanted=wanted)[1], 1)
+    step = max(ticks(max(frame.last - frame.first, 1), wanted=8)[1], 1)
     value = math.ceil(frame.first / step) * step
     while value <= frame.last:
         drawn.append(
-            f'<text class="tick" text-anchor="middle" x="{frame.x(value):.1f}" y="{frame.height - 10}">{readable(value)}</text>'
+            f'<text class="tick" text-anchor="middle" x="{frame.x(value):.1f}" y="{HEIGHT - 10}">{readable(value)}</text>'
         )
         value += step
-    return "".join(drawn)
-
-
-def _marks(chart: Chart, frame: _Frame) -> str:
-    drawn = []
-    for mark in chart.marks:
-        x, bottom = frame.x(mark.x), frame.height - MARGIN_BOTTOM
-        drawn.append(f'<line class="mark" x1="{x:.1f}" x2="{x:.1f}" y1="{MARGIN_TOP}" y2="{bottom}"/>')
-        drawn.append(f'<circle class="badge" cx="{x:.1f}" cy="{bottom - 10}" r="8"/>')
-        drawn.append(f'<text class="badge" text-anchor="middle" x="{x:.1f}" y="{bottom - 6}">{escape(mark.label)}</text>')
     return "".join(drawn)
 
 
@@ -261,11 +187,11 @@ def _tooltips(chart: Chart, frame: _Frame) -> str:
     steps = steps[:: max(1, math.ceil(len(steps) / HOVER_COLUMNS))]
     centres = [frame.x(step) for step in steps]
     edges = [
-        MARGIN_LEFT, *[(a + b) / 2 for a, b in pairwise(centres)], frame.width - MARGIN_RIGHT,
+        MARGIN_LEFT, *[(a + b) / 2 for a, b in pairwise(centres)], WIDTH - MARGIN_RIGHT,
     ]  # fmt: skip
     return "".join(
         f'<rect class="hover" x="{left:.1f}" y="{MARGIN_TOP}" width="{max(right - left, 0):.1f}"'
-        f' height="{frame.height - MARGIN_TOP - MARGIN_BOTTOM}"><title>{escape(chart.x_name)} {readable(step)}:'
+        f' height="{HEIGHT - MARGIN_TOP - MARGIN_BOTTOM}"><title>{escape(chart.x_name)} {readable(step)}:'
         f" {escape(', '.join(at[step]))}</title></rect>"
         for step, (left, right) in zip(steps, pairwise(edges), strict=True)
     )

@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from medr3.observe.episodes import blocks, level_name
+from medr3.observe.episodes import blocks, level_name, search_note
 from medr3.observe.plain import plain, plain_line
 from tasks.questions import Question
 from trajectories.reading import UNKNOWN, Record
@@ -97,7 +97,8 @@ def show_episode(console: Console, row: dict[str, Any], question: Question | Non
     for block in blocks(row["text"], row["searches"]):
         label = f"{block.kind} {block.document}, {level_name(block.level)}" if block.document else block.kind
         if block.kind == "search":
-            label = f"search{_of(next(searches, None))}"
+            note = search_note(next(searches, None))
+            label = f"search ({note})" if note else "search"
         say("")
         say(label, "bold")
         say(_indented(block.text), _STYLES[block.kind])
@@ -128,14 +129,6 @@ def _head(row: dict[str, Any]) -> list[str]:
 def _ended(row: dict[str, Any]) -> str:
     step = f" in step {row['trained_step']}" if row["trained_step"] != UNKNOWN else ""
     return f"{row['outcome']}{step}" + (f": {row['reason']}" if row["reason"] else "")
-
-
-def _of(search: dict[str, Any] | None) -> str:
-    if search is None:
-        return ""
-    flags = [word for word in ("cached", "degraded") if search[word]]
-    said = [f"{len(search['document_ids'])} documents", f"{search['latency_ms']:.0f} ms", *flags]
-    return f" ({', '.join(said)})"
 
 
 def _paid(row: dict[str, Any]) -> list[str]:

@@ -1,19 +1,19 @@
-"""The one place where metrics go: metrics.jsonl always, W&B by setting, one progress line per step."""
+"""The one place where metrics go: metrics.jsonl always, Prometheus, W&B and TensorBoard by setting, one progress line per step."""
 
 from __future__ import annotations
 
-import os
+import sys
 import uuid
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
-from medr3.errors import UserError
 from medr3.observe.config import TrackingConfig
 from medr3.observe.metrics_file import MetricsFile
+from medr3.observe.prometheus import PrometheusExport
 from medr3.observe.registry import lookup
-
-if TYPE_CHECKING:
-    from wandb.sdk.wandb_run import Run
+from medr3.observe.tensorboard import TensorBoardExport
+from medr3.observe.wandb_run import WandbExport, wandb_mode
 
 # What a person watches while a run goes on; a part whose metric the step did not log is left out.
 PROGRESS_PARTS = (
@@ -23,7 +23,16 @@ PROGRESS_PARTS = (
     ("learner/mismatch_mean", "mismatch {:.1e}"),
     ("learner/age_max", "age {:.0f}"),
 )
-ONLINE_FINISH_S = 30  # a network that is gone at the end must not keep a finished run from ending
+
+
+class Export(Protocol):
+    """Somewhere that steps are told to, beside metrics.jsonl."""
+
+    def log(
+        self, step: int, phase: str, metrics: Mapping[str, float], observed: Mapping[str, Sequence[float]] | None = None
+    ) -> None: ...
+
+    def close(self) -> None: ...
 
 
 class Tracker:
@@ -50,64 +59,68 @@ class Tracker:
     ) -> None:
         self.id = tracker_id or uuid.uuid4().hex[:8]
         self._progress = config.progress
+        self._name = name or run_folder.name
         run_folder.mkdir(parents=True, exist_ok=True)
         self._file = MetricsFile(run_folder / "metrics.jsonl", resume_step)
-        self._wandb = _start_wandb(run_folder, config, name or run_folder.name, settings or {}, self.id)
+        self._exports: list[Export] = []
+        self._wants_prometheus = config.prometheus
+        self._prometheus: PrometheusExport | None = None
+        if wandb_mode(config) != "disabled":
+            self._exports.append(WandbExport(run_folder, config, self._name, settings or {}, self.id))
+        if config.tensorboard:
+            self._exports.append(TensorBoardExport(run_folder, resume_step))
 
-    def log(self, step: int, phase: str, metrics: dict[str, float]) -> None:
-        """One step's metrics, as one line. Steps only go forward; names must be registered."""
-        for metric in metrics:
+    def join_ray(self) -> None:
+        """From now on Prometheus is told as well, unless the settings forbid it; called once this process has joined a Ray."""
+        if self._wants_prometheus:
+            self._prometheus = PrometheusExport(self._name)
+            self._exports.append(self._prometheus)
+
+    def log(
+        self, step: int, phase: str, metrics: dict[str, float], observed: Mapping[str, Sequence[float]] | None = None
+    ) -> None:
+        """One step's metrics, as one line, and what was observed for its histograms. Steps only go forward; names must be registered."""
+        for metric in (*metrics, *(observed or {})):
             lookup(metric)
         self._file.append(step, phase, metrics)
-        if self._wandb is not None:
-            self._wandb.log({"step": step, "phase": phase, **metrics})
+        for export in list(self._exports):
+            try:
+                export.log(step, phase, metrics, observed)
+            except Exception as error:  # a run of weeks does not end because its spectators are gone
+                self._give_up(export, error)
         if self._progress:
             print(progress_line(step, phase, metrics), flush=True)
 
-    def close(self, exit_code: int = 0) -> None:
-        """Ends the file and the W&B run; safe to call twice."""
+    def now(self, phase: str, metrics: dict[str, float]) -> None:
+        """What is true at this moment, between two steps: for Prometheus alone."""
+        for metric in metrics:
+            lookup(metric)
+        if self._prometheus is not None and self._prometheus in self._exports:
+            try:
+                self._prometheus.now(phase, metrics)
+            except Exception as error:
+                self._give_up(self._prometheus, error)
+
+    def close(self) -> None:
+        """Ends the file and all exports; safe to call twice."""
         self._file.close()
-        if self._wandb is not None:
-            self._wandb.finish(exit_code=exit_code)
-            self._wandb = None
+        while self._exports:
+            export = self._exports.pop()
+            try:
+                export.close()
+            except Exception as error:
+                self._warn(export, error)
+
+    def _give_up(self, export: Export, error: Exception) -> None:
+        self._exports.remove(export)
+        self._warn(export, error)
+
+    def _warn(self, export: Export, error: Exception) -> None:
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        print(f"medr3: warning: {type(export).__name__} is given up, metrics.jsonl goes on: {reason}", file=sys.stderr)
 
 
-def progress_line(step: int, phase: str, metrics: dict[str, float]) -> str:
+def progress_line(step: int, phase: str, metrics: Mapping[str, float]) -> str:
     """The line that a person reads while the run goes on."""
     parts = [template.format(metrics[name]) for name, template in PROGRESS_PARTS if name in metrics]
     return "  ".join([f"step {step}", f"{phase:<10}", *parts]).rstrip()
-
-
-def _start_wandb(run_folder: Path, config: TrackingConfig, name: str, settings: dict[str, Any], run_id: str) -> Run | None:
-    mode = config.wandb
-    if mode == "auto":
-        mode = "online" if os.environ.get("WANDB_API_KEY") else "offline"
-    if mode == "disabled":
-        return None
-    if mode == "online" and not os.environ.get("WANDB_API_KEY"):
-        raise UserError("tracking.wandb is online but WANDB_API_KEY is not set: export it, or set tracking.wandb=offline")
-    os.environ.setdefault("WANDB_ERROR_REPORTING", "false")  # read at import: crash reports would leave the machine
-    import wandb
-
-    run = wandb.init(
-        project=config.project,
-        name=name,
-        id=run_id,
-        resume="allow" if mode == "online" else None,
-        dir=run_folder,
-        mode=mode,
-        config=settings,
-        settings=wandb.Settings(
-            silent=True,
-            console="off",
-            disable_git=True,
-            disable_code=True,
-            disable_job_creation=True,
-            x_disable_meta=True,
-            x_disable_stats=True,
-            finish_timeout=ONLINE_FINISH_S,
-        ),
-    )
-    run.define_metric("step")
-    run.define_metric("*", step_metric="step")
-    return run
