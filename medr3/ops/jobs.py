@@ -1,29 +1,37 @@
-"""Runs on a cluster, as Ray jobs: submit, status, stop."""
+"""Runs on a cluster, as Ray jobs: sent, found, followed, stopped."""
 
 from __future__ import annotations
 
+import asyncio
 import json
 import re
 import shlex
-import socket
 import time
-from dataclasses import asdict, dataclass
+from collections.abc import AsyncIterator, Callable
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field
 from importlib import metadata, resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit
 
+from medr3.config import RunConfig
 from medr3.errors import UserError
+from medr3.ops.check import require
+from medr3.ops.cluster_check import Facts, check_cluster
+from medr3.ops.connection import connect, first_line
 
 if TYPE_CHECKING:
-    from ray.job_submission import JobSubmissionClient
+    from ray.job_submission import JobDetails, JobSubmissionClient
 
-CONNECT_TIMEOUT_S = 5.0  # a right address answers in milliseconds; a wrong one should not cost minutes
 PROBE_TIMEOUT_S = 180.0  # a cold cluster starts a job's first process in seconds, a scaled-to-zero one in minutes
-STOP_TIMEOUT_S = 60.0  # Ray kills a job that has not ended a few seconds after SIGTERM
+AGENT_TIMEOUT_S = 90.0  # the dashboard of a head that has just started answers before the head can take jobs
 POLL_S = 0.5
+FOLDER = "medr3.folder"  # in a job's metadata: where its run lives
 # What a job's copy of the checkout must not hold: too large, or wrong there. An egg-info would hide an old installation.
-EXCLUDES = ["/.venv/", "/runs/", "/.git/", "*.egg-info", "__pycache__", "*.safetensors", "*.parquet", "wandb/"]
+EXCLUDES = [
+    "/.venv/", "/runs/", "/.git/", "/.ci/", "/deploy/", "/docs/", "/tests/", "*.egg-info", "__pycache__", "*.safetensors",
+    "*.parquet", "wandb/",
+]  # fmt: skip
 SECRET = re.compile(r"api_?key|secret|password|credential|auth_?token", re.IGNORECASE)
 
 
@@ -35,6 +43,7 @@ class JobReport:
     status: str
     message: str
     entrypoint: str
+    about: dict[str, str] = field(default_factory=dict)  # its metadata
 
     @property
     def ended(self) -> bool:
@@ -44,31 +53,13 @@ class JobReport:
         return asdict(self)
 
 
-def connect(address: str) -> JobSubmissionClient:
-    """A client of the cluster's job server, or one clear line."""
-    parts = urlsplit(address)
-    if parts.scheme not in ("http", "https") or not parts.hostname:
-        raise UserError(f"--address {address}: write it like http://127.0.0.1:8265, the address of the cluster's dashboard")
-    port = parts.port or (443 if parts.scheme == "https" else 80)
-    try:
-        socket.create_connection((parts.hostname, port), timeout=CONNECT_TIMEOUT_S).close()
-    except OSError as error:
-        raise UserError(
-            f"--address {address}: nothing answers ({error.strerror or error}): is the cluster up, and the port forwarded"
-            " (ray dashboard cluster.yaml)?"
-        ) from None
-    from ray.exceptions import AuthenticationError
-    from ray.job_submission import JobSubmissionClient
+@dataclass(frozen=True, slots=True)
+class Submitted:
+    """A training that the cluster took."""
 
-    try:
-        return JobSubmissionClient(address)
-    except AuthenticationError:
-        raise UserError(
-            f"--address {address}: the cluster asks for a token: set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN_PATH to the"
-            " file that holds the cluster's token"
-        ) from None
-    except Exception as error:  # whatever else listens there answers in ways of its own
-        raise UserError(f"--address {address}: this is no Ray dashboard ({_first_line(error)})") from None
+    job: str
+    folder: str
+    resumes: bool
 
 
 def checkout() -> Path:
@@ -81,90 +72,152 @@ def checkout() -> Path:
     return root
 
 
-def submit(config: Path, address: str, overrides: list[str]) -> str:
-    """Submits `medr3 train` of a configuration of this checkout; returns the job's name."""
+def submit(path: Path, config: RunConfig, address: str, overrides: list[str]) -> Submitted:
+    """Submits `medr3 train` of a configuration of this checkout, once the cluster was found to be able to run it."""
     secrets = [override for override in overrides if SECRET.search(override.partition("=")[0])]
     if secrets:
         key = secrets[0].partition("=")[0]
         raise UserError(
             f"{key}: overrides are readable on the dashboard: set secrets in the environment of the cluster's nodes"
         )
-    root = checkout()
-    if not config.resolve().is_relative_to(root):
-        raise UserError(f"{config}: a submitted configuration must lie in the checkout {root}, which is what the cluster gets")
-    relative = str(config.resolve().relative_to(root))
+    root, folder = checkout(), str(config.run.folder)
+    if not path.resolve().is_relative_to(root):
+        raise UserError(f"{path}: a submitted configuration must lie in the checkout {root}, which is what the cluster gets")
+    relative = str(path.resolve().relative_to(root))
     client = connect(address)
-    check_distribution(client)
+    if busy := next((job for job in trainings(client) if job.about[FOLDER] == folder and not job.ended), None):
+        raise UserError(f"{folder}: job {busy.job} trains there: stop it first, or name another run.folder")
+    facts = probe(client, folder)
+    require(check_cluster(facts, config))
     entrypoint = shlex.join(["medr3", "train", relative, "--resume", "auto", *overrides])
-    about = {"medr3.config": relative, "medr3.version": metadata.version("medr3")}
-    return submit_entrypoint(client, entrypoint, working_dir=root, about=about)
+    about = {"medr3.config": relative, "medr3.version": metadata.version("medr3"), "medr3.run": config.run.name, FOLDER: folder}
+    job = submit_entrypoint(client, entrypoint, working_dir=root, about=about, environment=environment(config))
+    return Submitted(job, folder, facts["folder"]["resumes"])
+
+
+def environment(config: RunConfig) -> dict[str, str]:
+    """Of the job's driver. Ray gives a job 3 s to end unless told otherwise; a run that is asked to end finishes its step first."""
+    patience_s = config.run.stall_timeout_s + config.learner.step_timeout_s  # a step that takes longer is given up anyway
+    return {"RAY_JOB_STOP_WAIT_TIME_S": str(round(patience_s)), "PYTHONUNBUFFERED": "1"}
 
 
 def submit_entrypoint(
-    client: JobSubmissionClient, entrypoint: str, *, working_dir: Path | None = None, about: dict[str, str] | None = None
+    client: JobSubmissionClient,
+    entrypoint: str,
+    *,
+    working_dir: Path | None = None,
+    about: dict[str, str] | None = None,
+    environment: dict[str, str] | None = None,
 ) -> str:
     """Submits one shell command, in a copy of `working_dir` where one is given; returns the job's name."""
-    runtime_env = {"working_dir": str(working_dir), "excludes": EXCLUDES} if working_dir else {}
-    try:
-        job: str = client.submit_job(entrypoint=entrypoint, runtime_env=runtime_env, metadata=about or {})
-    except (RuntimeError, ValueError) as error:
-        raise UserError(f"the cluster did not take the job: {_first_line(error)}") from None
-    return job
+    runtime_env: dict[str, Any] = {"env_vars": environment} if environment else {}
+    if working_dir:
+        runtime_env |= {"working_dir": str(working_dir), "excludes": EXCLUDES}
+    deadline = time.monotonic() + AGENT_TIMEOUT_S
+    while True:
+        try:
+            job: str = client.submit_job(entrypoint=entrypoint, runtime_env=runtime_env, metadata=about or {})
+            return job
+        except (RuntimeError, ValueError) as error:
+            if "No available agent" not in str(error) or time.monotonic() > deadline:
+                raise UserError(f"the cluster did not take the job: {first_line(error)}") from None
+        time.sleep(POLL_S)
 
 
-def check_distribution(client: JobSubmissionClient) -> None:
-    """Raises unless every node has this version installed, with its vLLM plugin: without it no engine can take weights."""
+def probe(client: JobSubmissionClient, folder: str = "") -> Facts:
+    """What every node has, and whether all of them see `folder`; nothing of this project needs to be installed there."""
     source = resources.files("medr3.ops").joinpath("cluster_probe.py").read_text(encoding="utf-8")
-    job = submit_entrypoint(client, shlex.join(["python", "-c", source]), about={"medr3.version": metadata.version("medr3")})
+    entrypoint = shlex.join(["python", "-c", source, folder])
+    job = submit_entrypoint(client, entrypoint, about={"medr3.version": metadata.version("medr3")})
     report = wait_for_end(client, job, PROBE_TIMEOUT_S)
     logs: str = client.get_job_logs(job)
     answers = [line for line in logs.splitlines() if line.startswith("medr3-probe ")]
     if not answers:
         last = next((line for line in reversed(logs.splitlines()) if line.strip()), report.message)
-        raise UserError(
-            f"the check of the cluster's installation ended {report.status}: {last}; see job {job} on the dashboard"
-        )
-    wanted = metadata.version("medr3")
-    for node, version, plugin in json.loads(answers[-1].removeprefix("medr3-probe ")):
-        mend = "run the setup_commands of cluster.yaml there"
-        if version != wanted:
-            raise UserError(f"node {node} has medr3 {version or 'not at all'}, this is {wanted}: {mend}")
-        if not plugin:
-            raise UserError(f"node {node} has medr3 {version} without its vLLM plugin medr3_weights: {mend}")
+        raise UserError(f"the look at the cluster ended {report.status}: {first_line(last)}; see job {job} on the dashboard")
+    with suppress(RuntimeError):  # it has said what it had to say
+        client.delete_job(job)
+    facts: Facts = json.loads(answers[-1].removeprefix("medr3-probe "))
+    return facts
 
 
-def job_status(address: str, job: str) -> JobReport:
-    """What the cluster says about a job now."""
-    return _report(connect(address), job)
+def trainings(client: JobSubmissionClient) -> list[JobReport]:
+    """What `submit` sent, the newest first."""
+    jobs = [job for job in client.list_jobs() if FOLDER in (job.metadata or {})]
+    return [_as_report(job) for job in sorted(jobs, key=lambda job: job.start_time or 0, reverse=True)]
 
 
-def stop(address: str, job: str) -> JobReport:
-    """Asks a job to end and waits until it has; a job that has already ended is left as it is."""
+def find_training(client: JobSubmissionClient, job: str | None) -> JobReport:
+    """The job of that name; without one, the newest training."""
+    if job is not None:
+        return report_of(client, job)
+    if not (found := trainings(client)):
+        raise UserError("no training was ever submitted to this cluster: do it with medr3 submit")
+    return found[0]
+
+
+def stop(
+    address: str, job: str | None, timeout_s: float, at_once: Callable[[JobSubmissionClient, JobReport], None] | None
+) -> JobReport:
+    """Asks a job to end and waits until it has; one that has already ended is left as it is. `at_once` hurries it."""
     client = connect(address)
-    report = _report(client, job)
+    report = find_training(client, job)
     if report.ended:
         return report
-    client.stop_job(job)
-    return wait_for_end(client, job, STOP_TIMEOUT_S)
+    client.stop_job(report.job)
+    if at_once is not None:
+        at_once(client, report)
+    return wait_for_end(client, report.job, timeout_s)
+
+
+async def follow(client: JobSubmissionClient, job: str) -> AsyncIterator[str]:
+    """A job's log as it comes, in lines, until the job ends."""
+    rest = ""
+    try:
+        async for text in client.tail_job_logs(job):
+            *lines, rest = (rest + text).split("\n")
+            for line in lines:
+                yield line
+    except RuntimeError as error:
+        raise UserError(f"job {job}: its log broke off ({first_line(error)}): the run itself goes on; look again") from None
+    if rest:
+        yield rest
+
+
+def show_logs(address: str, job: str | None, show: Callable[[str], None], *, followed: bool) -> None:
+    """A job's log so far, or until the job ends."""
+    client = connect(address)
+    report = find_training(client, job)
+    if not followed or report.ended:
+        for line in client.get_job_logs(report.job).splitlines():
+            show(line)
+        return
+
+    async def pass_on() -> None:
+        async for line in follow(client, report.job):
+            show(line)
+
+    asyncio.run(pass_on())
 
 
 def wait_for_end(client: JobSubmissionClient, job: str, timeout_s: float) -> JobReport:
     """Waits for a job's end; one clear line if it does not come."""
     deadline = time.monotonic() + timeout_s
-    while not (report := _report(client, job)).ended:
+    while not (report := report_of(client, job)).ended:
         if time.monotonic() > deadline:
             raise UserError(f"job {job} is still {report.status} after {timeout_s:.0f} s: {report.message}")
         time.sleep(POLL_S)
     return report
 
 
-def _report(client: JobSubmissionClient, job: str) -> JobReport:
+def report_of(client: JobSubmissionClient, job: str) -> JobReport:
+    """What the cluster says about a job now."""
     try:
-        info = client.get_job_info(job)
+        return _as_report(client.get_job_info(job))
     except RuntimeError as error:
-        raise UserError(f"job {job}: the cluster does not know it ({_first_line(error)})") from None
-    return JobReport(job=job, status=info.status.value, message=_first_line(info.message or ""), entrypoint=info.entrypoint)
+        raise UserError(f"job {job}: the cluster does not know it ({first_line(error)})") from None
 
 
-def _first_line(text: object) -> str:
-    return next((line.strip()[:300] for line in str(text).splitlines() if line.strip()), "")
+def _as_report(info: JobDetails) -> JobReport:
+    name = info.submission_id or info.job_id or ""
+    return JobReport(name, info.status.value, first_line(info.message or ""), info.entrypoint, info.metadata or {})

@@ -6,12 +6,14 @@ import json
 import os
 import signal
 import socket
+import time
 from pathlib import Path
 from typing import Any
 
 from medr3.errors import UserError, did_you_mean
 
 RUNS = Path("runs")
+SIGNAL_S = 0.5  # two signals of a kind that come together are one
 
 
 def find_run(target: str | None) -> Path:
@@ -42,8 +44,8 @@ def run_status(run_folder: Path) -> dict[str, Any]:
     return status
 
 
-def stop_run(run_folder: Path) -> str:
-    """Sends SIGTERM to the run's driver, which writes its last checkpoint and ends what it started."""
+def stop_run(run_folder: Path, *, at_once: bool = False) -> str:
+    """Sends SIGTERM to the run's driver, which writes its last checkpoint and ends what it started; a second one hurries it."""
     status = run_status(run_folder)
     if "alive" not in status:
         raise UserError(
@@ -51,7 +53,9 @@ def stop_run(run_folder: Path) -> str:
         )
     if not status["alive"]:
         raise UserError(f"{run_folder}: its process {status['pid']} has ended already")
-    os.kill(int(status["pid"]), signal.SIGTERM)
+    for _ in range(2 if at_once else 1):
+        os.kill(int(status["pid"]), signal.SIGTERM)
+        time.sleep(SIGNAL_S if at_once else 0)
     return f"asked process {status['pid']} of {run_folder} to end"
 
 

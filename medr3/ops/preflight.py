@@ -10,7 +10,7 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from medr3.errors import UserError
+from medr3.ops.check import Check, require
 
 GIB = 1024**3
 PYTHON = (3, 11)  # the lowest that pyproject.toml allows; 3.14 has no wheels of the accelerator stack
@@ -31,19 +31,6 @@ class Needs:
     disk: int = DEMO_DISK
 
 
-@dataclass(frozen=True, slots=True)
-class Check:
-    """One thing that was looked at; `mend` says what to do where it is not right."""
-
-    name: str
-    ok: bool
-    found: str
-    mend: str
-
-    def __str__(self) -> str:
-        return f"{self.name}: {self.found}" + ("" if self.ok else f"; {self.mend}")
-
-
 def preflight(run_folder: Path, *, http_port: int = 0, needs: Needs = Needs()) -> list[Check]:
     """All checks; raises one UserError that names every failure with its mend, a line each."""
     checks = [
@@ -52,9 +39,7 @@ def preflight(run_folder: Path, *, http_port: int = 0, needs: Needs = Needs()) -
     ]  # fmt: skip
     if http_port:
         checks.append(check_port(http_port))
-    wrong = [str(check) for check in checks if not check.ok]
-    if wrong:
-        raise UserError("\n".join(wrong))
+    require(checks)
     return checks
 
 
