@@ -11,7 +11,7 @@ PYTHON ?= $(firstword $(foreach name,python3.11 python3.12 python3.13 python3 py
 # One thread per process: the processes of a test share the cores, and their threads would wait for each other.
 TEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 
-.PHONY: venv demo test unit e2e long lint
+.PHONY: venv demo test unit e2e long lint transcripts screenshots
 
 venv: $(STAMP)
 
@@ -40,8 +40,17 @@ e2e: venv
 long: venv
 	$(TEST) -s -m long
 
+# docs/transcripts: what the commands of docs/operations.md say, typed and read anew.
+transcripts: venv
+	MEDR3_TRANSCRIPTS=1 $(TEST) -m e2e tests/e2e/test_cluster_story.py
+
 lint: venv
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-cache
+
+# The pictures of docs/dashboard.md, from a run that has ended.
+RUN ?= runs/demo
+screenshots: venv
+	$(BIN)/python docs/screenshots/take.py $(RUN)

@@ -121,6 +121,11 @@ class PoolAutoscaler:
     _no_growth_before: float = -math.inf
     _leaving: int = 0
 
+    @property
+    def target(self) -> int | None:
+        """What was decided last; None before the first observation."""
+        return self._target
+
     def observe(self, fleet: Fleet, load: Load | None, now: float) -> Decision:
         """`load` is None while no window is complete; engines and nodes are watched all the same."""
         if self._target is None:

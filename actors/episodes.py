@@ -16,7 +16,7 @@ from actors.messages import GroupRequest, GroupVoided
 from actors.protocol import Call, EpisodeProtocol, Finish, Generate, Search
 from actors.tokens import EpisodeTokenizer
 from actors.tools import Searcher, Tool, ToolAnswer, ToolFailed
-from retrieval_service.types import RetrievalError, SearchQuery, SearchResult
+from retrieval_service.types import RetrievalError, RetrievalRejected, RetrievalTimeout, SearchQuery, SearchResult
 from tasks.questions import Document, Question
 from trajectories.schema import Episode
 from trajectories.schema import Search as SearchRecord
@@ -76,9 +76,10 @@ class EpisodeRunner:
         except BaseExceptionGroup as failures:
             first = _first(failures)
             if isinstance(first, _ToolDown):
-                raise GroupVoided(f"group {request.group_id}: {first}") from first
+                raise GroupVoided(f"group {request.group_id}: {first}", "tool") from first
             if isinstance(first, RetrievalError):
-                raise GroupVoided(f"retrieval failed for group {request.group_id}: {type(first).__name__}: {first}") from first
+                reason = f"retrieval failed for group {request.group_id}: {type(first).__name__}: {first}"
+                raise GroupVoided(reason, _cause(first)) from first
             raise first from None
         return [task.result() for task in running]
 
@@ -219,6 +220,17 @@ def _call_record(turn: int, call: Call, answer: ToolAnswer, latency_ms: float) -
         latency_ms=latency_ms,
         tool=call.tool,
     )
+
+
+def _cause(error: RetrievalError) -> str:
+    """The failure in the words of metrics."""
+    match error:
+        case RetrievalRejected():
+            return "retrieval_rejected"
+        case RetrievalTimeout():
+            return "retrieval_timeout"
+        case _:
+            return "retrieval_error"
 
 
 def _first(failures: BaseExceptionGroup[BaseException]) -> BaseException:

@@ -104,7 +104,7 @@ class PoolMember:
             if isinstance(cause, (EngineLost, EngineFenced)):
                 raise type(cause)(str(cause)) from None
             if isinstance(cause, GroupVoided):
-                raise GroupVoided(str(cause)) from None
+                raise GroupVoided(str(cause), cause.cause) from None
             raise GroupVoided(f"engine {engine_id}: {type(cause).__name__}: {cause}") from error
         except RayActorError as error:
             raise EngineLost(f"engine lost: {engine_id}: {_first_line(error)}") from None

@@ -62,6 +62,10 @@ class GroupSummary:
     dropped_samples: list[DroppedSample] = field(default_factory=list)
     kv_use: float = 0.0  # the fullest that the engine's memory was since a group ended there before, 0 to 1
     preemptions: int = 0  # of the engine since it started: requests that had to give up their memory to others
+    search_ms: list[float] = field(default_factory=list)  # latency of every search of the retrieval service
+    searches_cached: int = 0
+    searches_degraded: int = 0
+    searches_empty: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,4 +92,13 @@ class Examined:
 
 
 class GroupVoided(Exception):
-    """The group ended without usable episodes (retrieval failed, engine lost, lease over); the reason is its text."""
+    """The group ended without usable episodes (retrieval failed, engine lost, lease over); the reason is its text.
+
+    `cause` is one word of `actors.failures.CAUSES`, for those who count.
+    """
+
+    cause = "other"
+
+    def __init__(self, reason: str = "", cause: str = "") -> None:
+        super().__init__(reason)
+        self.cause = cause or type(self).cause

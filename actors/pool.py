@@ -117,7 +117,7 @@ class RolloutPool:
             what = f"group {requests[0].group_id}" if len(requests) == 1 else f"{len(requests)} questions"
             reason = f"lease over: {member.health.engine_id} had {what} for {self._config.group_timeout_s:g} s"
             self._roster.suspect(member, reason)
-            raise GroupVoided(reason) from None
+            raise GroupVoided(reason, "lease") from None
         except EngineFenced as error:
             self._roster.refit_later(member, str(error))
             raise
@@ -260,6 +260,7 @@ class RolloutPool:
             groups_running=sum(member.window.in_hand for member in members),
             groups_waiting=self._waiting,
             room=sum(member.window.room for member in healthy),
+            restarts=self._roster.restarts,
             kv_use=sum(member.kv_use for member in healthy if member.window.in_hand) / max(1, len(healthy)),
         )
 

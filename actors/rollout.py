@@ -16,6 +16,7 @@ from actors.episodes import EpisodeRunner
 from actors.examining import examined
 from actors.failures import EngineLost
 from actors.messages import Examined, GroupRequest, GroupSummary, GroupVoided
+from actors.protocol import SEARCH
 from actors.scoring import Scored, Scorer
 from actors.tokens import EpisodeTokenizer, TagReader
 from actors.tools import Tool, build_tools, close_tools
@@ -109,7 +110,9 @@ class RolloutActor:
             async with asyncio.timeout(self._config.reward_timeout_s):
                 return await self._scorer.score(request, recipe, episodes)
         except TimeoutError:
-            raise GroupVoided(f"rewards of group {request.group_id} took over {self._config.reward_timeout_s:g} s") from None
+            raise GroupVoided(
+                f"rewards of group {request.group_id} took over {self._config.reward_timeout_s:g} s", "reward"
+            ) from None
         finally:
             self._scoring -= len(episodes)
 
@@ -171,6 +174,7 @@ def _summary(request: GroupRequest, engine: PolicyEngine, scored: Scored) -> Gro
     for earned in scores:
         for part in earned.parts:
             values[part.name].append(part.value)
+    searches = [search for episode in episodes for search in episode.searches if search.tool == SEARCH]
     return GroupSummary(
         group_id=request.group_id,
         attempt=request.attempt,
@@ -191,6 +195,10 @@ def _summary(request: GroupRequest, engine: PolicyEngine, scored: Scored) -> Gro
         dropped_samples=scored.dropped,
         kv_use=engine.take_peak(),
         preemptions=int(engine.load()["preemptions"]),
+        search_ms=[search.latency_ms for search in searches],
+        searches_cached=sum(search.cached for search in searches),
+        searches_degraded=sum(search.degraded for search in searches),
+        searches_empty=sum(not search.documents for search in searches),
     )
 
 

@@ -37,6 +37,7 @@ class Roster:
         self.published = asyncio.Event()
         self.stopping = False
         self.model_dir = ""
+        self.restarts = 0  # engines that took the place of one that failed
         self._config = config
         self._retrieval = retrieval
         self._on_ack = on_ack
@@ -70,8 +71,8 @@ class Roster:
 
     # --- joining, and weights
 
-    def join(self, slot: int, failures: int = 0) -> None:
-        task = asyncio.create_task(self._join_until_healthy(slot, failures))
+    def join(self, slot: int, failures: int = 0, *, replaces: bool = False) -> None:
+        task = asyncio.create_task(self._join_until_healthy(slot, failures, replaces))
         self.joining[slot] = task
         task.add_done_callback(lambda ended: self.joining.pop(slot, None) if self.joining.get(slot) is ended else None)
 
@@ -82,9 +83,10 @@ class Roster:
         for slot, _ in zip(free, range(count), strict=False):
             self.join(slot)
 
-    async def _join_until_healthy(self, slot: int, failures: int) -> None:
+    async def _join_until_healthy(self, slot: int, failures: int, replaces: bool) -> None:
         for failed in range(failures, self._config.max_engine_restarts + 1):
             async with self._at_work():
+                self.restarts += replaces or failed > failures
                 member = self.members[slot] = PoolMember(slot, self._incarnations[slot], failed, self._config)
                 self._incarnations[slot] += 1
                 try:
@@ -188,7 +190,7 @@ class Roster:
         self._bury(member, reason)
         if not draining and not self.stopping:
             steady = time.monotonic() - member.created > _STEADY_S
-            self.join(member.slot, 0 if steady else member.failures + 1)
+            self.join(member.slot, 0 if steady else member.failures + 1, replaces=True)
 
     def _bury(self, member: PoolMember, reason: str) -> None:
         if member.health.alive:

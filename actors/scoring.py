@@ -61,7 +61,9 @@ class Scorer:
                 samples.append((episode, found, earned))
         if len(samples) < min(SMALLEST_GROUP, len(episodes)):
             reason = dropped[0].reason
-            raise GroupVoided(f"{len(dropped)} of {len(episodes)} samples could not be scored, the first because: {reason}")
+            raise GroupVoided(
+                f"{len(dropped)} of {len(episodes)} samples could not be scored, the first because: {reason}", "reward"
+            )
         scores = await asyncio.to_thread(_scores, request, recipe, samples)
         return Scored([episode for episode, _, _ in samples], scores, dropped)
 
@@ -74,7 +76,7 @@ class Scorer:
         try:
             return await gather(request.question, episodes, wanted, Tools(judge=self._judge))
         except ValueError as error:
-            raise GroupVoided(f"rewards of group {request.group_id}: {error}") from None
+            raise GroupVoided(f"rewards of group {request.group_id}: {error}", "reward") from None
 
     async def _own_rewards(
         self, request: GroupRequest, recipe: RewardRecipe, episode: Episode, found: Findings | JudgeFailed
@@ -100,7 +102,9 @@ def _scores(request: GroupRequest, recipe: RewardRecipe, samples: list[Sample]) 
         try:
             earned = score(request.question, episode, recipe, found, own)
         except Exception as error:
-            raise GroupVoided(f"reward failed for episode {episode.episode_id}: {type(error).__name__}: {error}") from error
+            raise GroupVoided(
+                f"reward failed for episode {episode.episode_id}: {type(error).__name__}: {error}", "reward"
+            ) from error
         episode.rewards, episode.turn_rewards = earned.parts, earned.turn_rewards
         episode.reward, episode.correct = earned.total, earned.correct
         scores.append(earned)

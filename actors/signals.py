@@ -17,3 +17,4 @@ class PoolSignals:
     groups_waiting: int  # callers that have no engine yet
     room: int  # groups that HEALTHY engines may still take
     kv_use: float  # mean over HEALTHY engines, 0 to 1, as the last finished group of each saw it
+    restarts: int = 0  # engines that were started in the place of one that failed

@@ -158,6 +158,7 @@ class LearnerConfig(AlgorithmConfig):
         default=1, ge=1, description="OpenMP threads; 2 gained 1.3× on two free cores and lost 5× where engines used them too"
     )
     cpus_per_worker: float = Field(default=0.1, gt=0, description="what Ray reserves; the threads are bounded by cpu_threads")
+    worker_resources: dict[str, float] = Field(default_factory=dict, description="custom Ray resources that one worker takes")
     activation_checkpointing: bool = Field(default=False, description="recompute decoder layers in backward: memory for time")
     weights_folder: str = Field(
         default="/dev/shm", description="parent folder of published weights; where absent: temporary files"

@@ -21,7 +21,7 @@ def make_trainer(
     # Ray Train gives its workers 60 s to be placed, which a cluster that has to start nodes first does not meet.
     os.environ.setdefault(WORKER_GROUP_START_TIMEOUT_S_ENV_VAR, str(config.start_timeout_s))
     on_gpu = config.gpus_per_worker > 0
-    resources = {"CPU": config.cpus_per_worker} | ({"GPU": config.gpus_per_worker} if on_gpu else {})
+    resources = {"CPU": config.cpus_per_worker} | ({"GPU": config.gpus_per_worker} if on_gpu else {}) | config.worker_resources
     settings = WorkerSettings(config, run_id, str(model_dir), canary_token_ids, exchange)
     return TorchTrainer(
         train_loop,

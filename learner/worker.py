@@ -113,5 +113,14 @@ class LearnerWorker:
         trained = time.perf_counter()
         publication = self.publisher.publish(self.trainer.policy, order.version)
         self.version = order.version
-        metrics |= {"seconds_read": read - began, "seconds_publish": time.perf_counter() - trained}
+        metrics |= {"seconds_read": read - began, "seconds_publish": time.perf_counter() - trained, **_gpu_memory(self.device)}
         return StepResult(metrics, publication) if publication is not None else None
+
+
+def _gpu_memory(device: torch.device) -> dict[str, float]:
+    """The most that torch held since this was asked before, as a share of the GPU; nothing on a CPU."""
+    if device.type != "cuda":
+        return {}
+    peak = torch.cuda.max_memory_allocated(device)
+    torch.cuda.reset_peak_memory_stats(device)
+    return {"gpu_memory_peak": peak / torch.cuda.get_device_properties(device).total_memory}

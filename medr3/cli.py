@@ -12,7 +12,11 @@ import typer
 
 from medr3.cli_ablate import ablate
 from medr3.cli_common import Config, Json, Overrides, Run, load_config
+from medr3.cli_dashboard import dashboard
+from medr3.cli_data import data
 from medr3.cli_eval import evaluate
+from medr3.cli_ops import doctor, drain, logs, phase, refuse_what_cannot_fit, scale, status, stop, submit
+from medr3.cli_retrieval import retrieval
 from medr3.cli_rewards import rewards
 from medr3.cli_trajectories import trajectories
 from medr3.errors import UserError
@@ -26,11 +30,9 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 
-RunOrJob = Annotated[str | None, typer.Argument(metavar="[RUN|JOB]", help="a run of this machine; with --address a job")]
-Address = Annotated[str | None, typer.Option(help="the cluster's dashboard, such as http://127.0.0.1:8265")]
-
 BENCHMARKS = (
-    "asynchrony", "curves", "judge", "learner", "ledger", "rewards", "rollout", "simulation", "trajectories", "weights",
+    "asynchrony", "curves", "data", "judge", "learner", "ledger", "retrieval", "rewards", "rollout", "simulation", "trajectories",
+    "weights",
 )  # fmt: skip
 USER_ERROR_EXIT = 2  # as for a wrong command line: nothing was started, the caller can mend it
 
@@ -55,66 +57,10 @@ def train(
         if memory.problems:
             raise UserError("\n".join(memory.problems))
         return
+    refuse_what_cannot_fit(resolved)
     from medr3.run.train import train as run_training
 
     raise typer.Exit(run_training(resolved, resume))
-
-
-@app.command()
-def submit(
-    config: Config, address: Annotated[str, typer.Option(help="the cluster's dashboard")], overrides: Overrides = None
-) -> None:
-    """Submit a training to a Ray cluster, as a job."""
-    resolved = load_config(config, overrides or [])
-    if not Path(resolved.run.folder).is_absolute():
-        raise UserError(
-            f"run.folder is {resolved.run.folder}, which on a cluster lies in the job's own copy of the checkout and is lost with"
-            " it: add run.folder=/a/shared/folder"
-        )
-    from medr3.ops import jobs
-
-    job = jobs.submit(config, address, overrides or [])
-    print(f"submitted {job}; look at it with: medr3 status --address {address} {job}")
-
-
-@app.command()
-def status(target: RunOrJob = None, address: Address = None, as_json: Json = False) -> None:
-    """Tell what a run, or a job of a cluster, is doing."""
-    if address:
-        from medr3.ops import jobs
-
-        found = jobs.job_status(address, _job(target)).as_dict()
-    else:
-        from medr3.ops import local
-
-        found = local.run_status(local.find_run(target))
-    print(json.dumps(found, indent=2) if as_json else "\n".join(f"{key}: {value}" for key, value in found.items()))
-
-
-@app.command()
-def stop(target: RunOrJob = None, address: Address = None) -> None:
-    """End a run, or a job of a cluster."""
-    if address:
-        from medr3.ops import jobs
-
-        report = jobs.stop(address, _job(target))
-        print(f"{report.job}: {report.status}")
-    else:
-        from medr3.ops import local
-
-        print(local.stop_run(local.find_run(target)))
-
-
-@app.command()
-def phase(
-    command: Annotated[str, typer.Argument(metavar="advance|hold|back|auto", help="auto: its rules decide again")],
-    run: Run = None,
-) -> None:
-    """Tell a run to leave its phase, to stay in it, or to go back; it obeys after its current step."""
-    from medr3.ops.control import ask
-    from medr3.ops.local import find_run
-
-    print(ask(find_run(run), command))
 
 
 @app.command()
@@ -135,7 +81,7 @@ def export(
 
 @app.command()
 def report(run: Run = None) -> None:
-    """Write the run's report.html."""
+    """Write the run's page into its folder, as one file: report.html."""
     from medr3.ops.local import find_run
 
     run_folder = find_run(run)
@@ -211,16 +157,15 @@ def bench(
     print(json.dumps(measured, indent=2) if as_json else table(measured))
 
 
+for _command in (submit, status, logs, stop, phase, scale, drain, doctor):
+    app.command()(_command)
+app.add_typer(dashboard, name="dashboard")
+app.add_typer(data, name="data")
+app.add_typer(retrieval, name="retrieval")
 app.add_typer(rewards, name="rewards")
 app.add_typer(trajectories, name="trajectories")
 app.command("eval")(evaluate)
 app.command()(ablate)
-
-
-def _job(target: str | None) -> str:
-    if target is None:
-        raise UserError("name the job, as submit printed it: medr3 status --address URL JOB")
-    return target
 
 
 def main() -> None:

@@ -48,7 +48,10 @@ def evaluate(
     api_key_env: Annotated[str, typer.Option(help="environment variable that holds the endpoint's key")] = "",
     timeout: Annotated[float, typer.Option(help="seconds of one request to the endpoint")] = 120.0,
     dataset: Annotated[
-        str, typer.Option(help="by commas: world/joint and the like, a .jsonl file of questions, mirage:PATH")
+        str,
+        typer.Option(
+            help="by commas: world/joint and the like, [FORMAT:]PATH[@SPLIT] of questions in any format of medr3 data formats"
+        ),
     ] = DEFAULT_DATASETS,
     retrieval: Annotated[
         Literal["on", "closed", "once", "oracle"],

@@ -58,13 +58,18 @@ def explain_reward(
         asked, row = explaining.read_episode(Path(target), question)
         name, chosen = explaining.named_recipe(recipe, phase)
     else:
+        from medr3.datasets import tasks_of
         from medr3.ops.local import find_run
-        from tasks.world import Universe
 
         run = find_run(target)
         config = load_config(run / "config.json", [])
         row = explaining.find_episode(run, episode)
-        asked = Universe.build(config.world, config.run.seed).question(row.question_id)
+        try:
+            asked = tasks_of(run, config).question(row.question_id)
+        except (OSError, ValueError, KeyError):
+            raise UserError(
+                f"{run}: question {row.question_id!r} cannot be made anew: its world or its data set is gone"
+            ) from None
         name = config.rules(row.phase, row.source).reward
         name, chosen = explaining.named_recipe(recipe, phase) if recipe else (name, config.rewards[name])
     explained = explaining.explain(asked, row, name, chosen)

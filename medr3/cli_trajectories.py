@@ -129,11 +129,10 @@ def _read(folder: Path, what: Callable[[], T]) -> T:
 def _question(folder: Path, question_id: str) -> Question | None:
     """Made anew from the run's settings; None where they are gone or the question comes from elsewhere."""
     from medr3.cli_common import load_config
-    from tasks.world import Universe
+    from medr3.datasets import tasks_of
 
     try:
-        config = load_config(folder / "config.json", [])
-        return Universe.build(config.world, config.run.seed).question(question_id)
+        return tasks_of(folder, load_config(folder / "config.json", [])).question(question_id)
     except (OSError, ValueError, KeyError, UserError):
         return None
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -21,7 +21,7 @@ from medr3.observe.config import TrackingConfig
 from medr3.phase_checks import check_phases
 from retrieval_service.config import RetrievalConfig
 from rewards.config import RewardRecipe
-from tasks.config import ColdStartConfig, WorldConfig
+from tasks.config import ColdStartConfig, DatasetConfig, WorldConfig
 from trajectories.groups import Rules
 
 
@@ -40,6 +40,11 @@ class RunSettings(BaseModel):
         default=None, ge=1, description="model tokens after which the run ends, whatever its phase"
     )
     stall_timeout_s: float = Field(default=300, gt=0, description="no stage may go without progress for longer")
+    placement: Literal["anywhere", "groups"] = Field(
+        default="anywhere",
+        description="groups: each kind of process on the nodes that cluster.yaml and deploy/ name for it, by the Ray resources"
+        " learner, rollout and retrieval",
+    )
     ray_address: str = Field(default="", description="empty: the cluster of the surrounding job, else a Ray of this machine")
     ray_cpus: int = Field(default=8, ge=1, description="logical CPUs of a Ray of this machine; threads are bounded elsewhere")
 
@@ -79,16 +84,19 @@ class EvaluationConfig(BaseModel):
     )
 
 
+GROUP_SHARE = 0.001  # of the 1 that each node of a group offers: a thousand processes find room, more than any node holds
+
 # What a resumed run may change: another place, other machines, other bounds of time and memory. Results differ by rounding only.
 PLACE: dict[str, Any] = {
     "hardware": True,
     "tracking": True,
-    "run": {"folder", "ray_address", "ray_cpus"},
-    "rollout": {"num_engines", "autoscale"},
+    "run": {"folder", "placement", "ray_address", "ray_cpus"},
+    "rollout": {"num_engines": True, "autoscale": True, "engine": {"resources"}},
+    "retrieval": {"replicas", "replica_cpus", "replica_memory_gib", "replica_resources"},
     "evaluation": {"engines"},
     "learner": {
-        "workers", "gpus_per_worker", "cpus_per_worker", "cpu_threads", "microbatch_tokens", "activation_checkpointing", "cpu_offload",
-        "weights_folder", "start_timeout_s", "step_timeout_s",
+        "workers", "gpus_per_worker", "cpus_per_worker", "worker_resources", "cpu_threads", "microbatch_tokens",
+        "activation_checkpointing", "cpu_offload", "weights_folder", "start_timeout_s", "step_timeout_s",
     },
 }  # fmt: skip
 
@@ -102,6 +110,7 @@ class RunConfig(BaseModel):
     model: ModelConfig = ModelConfig()
     hardware: HardwareConfig = HardwareConfig()
     world: WorldConfig = WorldConfig()
+    datasets: dict[str, DatasetConfig] = Field(default_factory=dict, description="task sources of files, beside the world's")
     cold_start: ColdStartConfig = ColdStartConfig()
     retrieval: RetrievalConfig = RetrievalConfig()
     rollout: RolloutConfig = RolloutConfig()
@@ -113,6 +122,18 @@ class RunConfig(BaseModel):
     curriculum: CurriculumConfig
     evaluation: EvaluationConfig = EvaluationConfig()
     tracking: TrackingConfig = TrackingConfig()
+
+    @model_validator(mode="after")
+    def _place(self) -> Self:
+        """A share of a group's resource says where, and leaves how many to CPUs, GPUs and memory."""
+        if self.run.placement == "groups":
+            for group, asked in (
+                ("rollout", self.rollout.engine.resources),
+                ("learner", self.learner.worker_resources),
+                ("retrieval", self.retrieval.replica_resources),
+            ):
+                asked.setdefault(group, GROUP_SHARE)
+        return self
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
@@ -207,6 +228,8 @@ class RunConfig(BaseModel):
     def hash(self) -> str:
         """Names what decides the run's course. Where it runs and on how much does not: a run may go on with more or fewer workers."""
         settings = self.model_dump(mode="json", exclude=PLACE)
+        if not self.datasets:  # runs from before there were any go on
+            del settings["datasets"]
         return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
 
 

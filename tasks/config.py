@@ -18,6 +18,17 @@ class WorldConfig(BaseModel):
     weaker_agrees: float = Field(default=0.15, ge=0, le=1, description="chance that a weaker document tells the truth")
 
 
+class DatasetConfig(BaseModel):
+    """A data set that phases mix under its name; each of its two parts is a [FORMAT:]PATH[@SPLIT] of `medr3 data check`."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    train: str = Field(min_length=1)
+    held_out: str = Field(min_length=1, description="one half decides plateaus, the other is reported")
+    with_context: bool = Field(default=False, description="abstracts, notes and paragraphs stand in the prompt")
+    allow_bad: int = Field(default=0, ge=0, description="malformed rows that are left out; more are refused")
+
+
 class ColdStartConfig(BaseModel):
     """Supervised start of a tiny model on verified teacher episodes, behind skill gates."""
 
@@ -43,3 +54,10 @@ class ColdStartConfig(BaseModel):
     imitation_steps: int = Field(default=400, ge=1, description="imitation takes at least so many steps")
     max_steps: int = Field(default=2_500, ge=100, description="a start that is not through its gates by then is restarted")
     attempts: int = Field(default=3, ge=1, description="restarts with another data order before the run gives up")
+    # From here on: a model of one's own, model.path, imitates episodes from files. The figures are R3-RAG's.
+    episodes: tuple[str, ...] = Field(
+        default=(), description="Parquet files of medr3 data coldstart, or folders of them, that model.path imitates first"
+    )
+    epochs: int = Field(default=3, ge=1)
+    learning_rate: float = Field(default=1e-5, gt=0)
+    warm_up_share: float = Field(default=0.1, ge=0, lt=1, description="of the steps; then the rate falls by a half cosine")

@@ -13,6 +13,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("RAY_raylet_start_wait_time_s", "120")  # a loaded machine starts slowly
+os.environ.setdefault("RAY_agent_register_timeout_ms", "120000")  # and its agent as well: after 30 s the raylet gives up
 os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
 
 # The cores are shared with others: how long one example takes says nothing about it.

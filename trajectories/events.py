@@ -136,10 +136,11 @@ def read_events(path: Path | str) -> EventFile:
     """All events of a file. An unfinished last line is tolerated and reported; damage anywhere else raises ValueError."""
     lines = Path(path).read_bytes().split(b"\n")
     truncated = lines.pop() != b""  # every finished line ends with a newline
-    return EventFile([_parse(line, f"{path}:{number}") for number, line in enumerate(lines, start=1)], truncated)
+    return EventFile([parse_event(line, f"{path}:{number}") for number, line in enumerate(lines, start=1)], truncated)
 
 
-def _parse(line: bytes, where: str) -> Event:
+def parse_event(line: bytes, where: str) -> Event:
+    """One line of the file; `where` names it in the error."""
     try:
         fields = json.loads(line)
         kind = EventKind(fields.pop("kind"))

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterable
-from pathlib import Path
 
 from medr3.errors import UserError, did_you_mean
-from tasks.mirage import read_mirage
+from tasks.formats import NAMES
 from tasks.questions import Question
-from tasks.reading import QuestionsRefused, read_questions
+from tasks.reading import Dataset
+from tasks.rows import FileRefused
 from tasks.world import SOURCES, Universe
 
-MIRAGE = "mirage:"
 WORLD_QUESTIONS = 200  # as many as a run reports on by default
 MOST_WORLD_QUESTIONS = 5_000  # a world has hardly more that differ, and looking for more takes minutes
 PURPOSE = "test"  # of the held-out worlds, the one by which nothing is ever decided
@@ -42,16 +41,16 @@ def _questions(name: str, universe: Universe, count: int | None, seed: int) -> l
             return universe.held_out[PURPOSE].questions(name, WORLD_QUESTIONS if count is None else count)
         except ValueError as error:
             raise UserError(f"--questions {count}: {error}") from None
-    if not name.startswith(MIRAGE) and not Path(name).suffix and not Path(name).exists():
+    dataset = Dataset.parse(name)
+    if not dataset.format and not dataset.path.suffix and not dataset.path.exists():
         raise UserError(
-            f"--dataset {name}: no such data set{did_you_mean(name, SOURCES)}; there are {', '.join(SOURCES)},"
-            f" a file of questions (.jsonl), and {MIRAGE}PATH of a benchmark.json"
+            f"--dataset {name}: no such data set{did_you_mean(name, SOURCES)}; there are {', '.join(SOURCES)}, and"
+            f" [FORMAT:]PATH[@SPLIT] of a file or folder of questions, of the formats {', '.join(NAMES)}"
         )
     try:
-        source = read_mirage(Path(name.removeprefix(MIRAGE))) if name.startswith(MIRAGE) else read_questions(Path(name))
-        return drawn(source, count, seed)
-    except QuestionsRefused as error:
-        raise UserError(f"--dataset: {error}") from None
+        return drawn(dataset.read_strictly(), count, seed)
+    except FileRefused as error:
+        raise UserError(f"--dataset: {error}; medr3 data import --allow-bad N writes a file without such rows") from None
 
 
 def drawn(questions: Iterable[Question], count: int | None, seed: int) -> list[Question]:

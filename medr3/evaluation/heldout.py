@@ -55,7 +55,7 @@ class Examiner:
     def __init__(self, examination: Examination, config: RunConfig, universe: Universe) -> None:
         self._examination, self._config = examination, config
         self._questions = {
-            (purpose, phase.name): held_out_questions(universe.held_out[purpose], phase, count)
+            (purpose, phase.name): held_out_questions(universe.asked(purpose), phase, count)
             for purpose, count in (("probe", config.evaluation.probe_questions), ("test", config.evaluation.test_questions))
             for phase in config.curriculum.phases
         }

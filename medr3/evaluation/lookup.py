@@ -6,7 +6,8 @@ import asyncio
 from collections.abc import Sequence
 from pathlib import Path
 
-import pyarrow.parquet as pq
+import pyarrow.compute as pc
+import pyarrow.dataset as ds
 
 from actors.tools import Searcher
 from medr3.errors import UserError
@@ -62,5 +63,5 @@ def _shown(question: Question, documents: list[Document]) -> Question:
 def _documents(names: set[str], index: Path | None) -> dict[str, Document]:
     if index is None:
         return {}
-    table = pq.read_table(index / DOCUMENTS_FILE, columns=["id", "text"], filters=[("id", "in", sorted(names))])
+    table = ds.dataset(index / DOCUMENTS_FILE, format="ipc").to_table(["id", "text"], filter=pc.field("id").isin(sorted(names)))
     return {row["id"]: Document(id=row["id"], text=row["text"]) for row in table.to_pylist()}

@@ -21,6 +21,7 @@ from actors.messages import Examined, GroupRequest
 from actors.pool import RolloutPool
 from actors.rollout import EXAMINATION, searcher_for
 from actors.tokens import EpisodeTokenizer
+from actors.tools import Searcher
 from medr3.config import RunConfig
 from medr3.errors import UserError
 from medr3.evaluation.endpoint import EndpointPolicy
@@ -92,10 +93,18 @@ def publish_folder(model: str, folder: str, canary: list[int], dtype: str, versi
 class EndpointExamination:
     """A server's model, examined as engines are: the same protocol, retrieval, rules and records."""
 
-    def __init__(self, policy: EndpointPolicy, text: WrittenText, handle: Any, config: RetrievalConfig) -> None:
+    def __init__(
+        self,
+        policy: EndpointPolicy,
+        text: WrittenText,
+        handle: Any,
+        config: RetrievalConfig,
+        searcher: Searcher | None = None,
+    ) -> None:
+        """`searcher` stands in for the handle where an index of this process is searched."""
         tokenizer = EpisodeTokenizer(text)
         self._tags = tokenizer.tags
-        self._runner = EpisodeRunner(policy, tokenizer, searcher_for(handle, config), config.mode, ANY_LENGTH)
+        self._runner = EpisodeRunner(policy, tokenizer, searcher or searcher_for(handle, config), config.mode, ANY_LENGTH)
 
     async def examine(self, requests: list[GroupRequest]) -> list[Examined]:
         rolled = await asyncio.gather(*map(self._runner.run, requests))

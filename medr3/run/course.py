@@ -8,9 +8,12 @@ from functools import partial
 
 from curriculum.controller import Controller
 from medr3.config import RunConfig
+from medr3.datasets import open_tasks
+from medr3.evaluation.heldout_file import read_heldout
 from medr3.evaluation.leakage import refuse_leaks
 from medr3.observe.report import write_report
 from medr3.observe.summary import closing_table
+from medr3.observe.terminal import Terminal
 from medr3.observe.tracker import Tracker
 from medr3.run.journal import Journal
 from medr3.run.loop import TrainingLoop
@@ -41,13 +44,15 @@ class Course:
         self._config, self._manifest, self._stop = config, manifest, stop
         self._watchdog = Watchdog(config.run.stall_timeout_s)
         self._progress = Progress.restored(manifest.progress) if manifest else Progress()
+        self._progress.recover(read_heldout(config.run.folder))
 
     async def run(self) -> int | None:
         """The exit code; None where the run was rolled back, and goes on from its manifest in a course of its own."""
         config, manifest, watchdog = self._config, self._manifest, self._watchdog
-        universe = Universe.build(config.world, config.run.seed)
+        universe = open_tasks(config)
         refuse_leaks(universe)
         journal = self._open_journal()
+        terminal = self._terminal(journal)
         try:
             journal.status(state="preparing", phase="", step=self._progress.step)
             with watchdog.stage("build index"):  # before anything is started, for it may be refused
@@ -55,6 +60,7 @@ class Course:
             with watchdog.stage("start ray"):
                 await asyncio.to_thread(connect_ray, config)
                 self._on_ray_started()
+                journal.tracker.join_ray()
             with watchdog.stage("cold start"):
                 model = await prepare_model(config, universe, folder, journal.say)
             version = WeightVersion(manifest.generation + 1 if manifest else 1, self._progress.step)
@@ -89,6 +95,21 @@ class Course:
             journal.tracker.close()
             journal.events.close()
             journal.store.close()
+            if terminal is not None:
+                terminal.close()
+
+    def _terminal(self, journal: Journal) -> Terminal | None:
+        """What is shown below the journal's lines, where a person sits in front of them."""
+        config, progress = self._config, self._progress
+        limits = {phase.name: phase.max_steps for phase in config.curriculum.phases}
+        terminal = (
+            Terminal.opened(config.run.name, limits, lambda: self._watchdog.current) if config.tracking.progress else None
+        )
+        if terminal is not None:
+            journal.on_status = lambda fields: terminal.told(
+                fields, progress.last_probe.get(fields.get("phase", "")), progress.entered_at_step
+            )
+        return terminal
 
     def _open_journal(self) -> Journal:
         config, manifest = self._config, self._manifest

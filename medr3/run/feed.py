@@ -44,7 +44,12 @@ class Feed:
 
     def _begin(self, groups: asyncio.TaskGroup, group_id: str) -> None:
         task = self._running[group_id] = groups.create_task(self._roll_out(group_id))
-        task.add_done_callback(lambda ended: self._running.pop(group_id, None))
+        self._state.journal.accounts.engines_idle.begin()
+        task.add_done_callback(lambda ended: self._ended_rolling(group_id))
+
+    def _ended_rolling(self, group_id: str) -> None:
+        self._running.pop(group_id, None)
+        self._state.journal.accounts.engines_idle.end()
 
     def _admit(self) -> str:
         state = self._state
@@ -79,7 +84,7 @@ class Feed:
         try:
             table = await rows
         except RayError as error:
-            raise GroupVoided(f"rows lost: {summary.engine_id}: {type(error).__name__}") from error
+            raise GroupVoided(f"rows lost: {summary.engine_id}: {type(error).__name__}", "rows_lost") from error
         finished = FinishedGroup(summary, request.question.source, rows, table)
         await state.journal.spooled(finished)
         return finished
@@ -109,6 +114,7 @@ class Feed:
 
     def _lost(self, request: GroupRequest, error: GroupVoided) -> None:
         state, reason = self._state, str(error)
+        state.journal.accounts.failed[error.cause] += 1
         failed = not isinstance(error, EngineDrained)
         fate = state.ledger.lost(request.group_id, request.attempt, reason, failed=failed)
         if fate is Fate.REQUEUED:

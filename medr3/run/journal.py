@@ -8,6 +8,7 @@ import os
 import socket
 import time
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,6 +19,7 @@ from ray import ObjectRef
 from actors.messages import GroupSummary
 from actors.protocol import FinishReason
 from medr3.observe.tracker import Tracker
+from medr3.run.accounts import Accounts
 from medr3.run.manifest import write_json
 from trajectories.events import EventKind, EventLog
 from trajectories.groups import Outcome
@@ -46,6 +48,8 @@ class Journal:
     events: EventLog
     tracker: Tracker
     store: Recorder
+    accounts: Accounts = field(default_factory=Accounts)
+    on_status: Callable[[dict[str, Any]], None] = lambda fields: None  # for a terminal that shows where the run is
     _unstored: list[pa.Table] = field(default_factory=list)
     _ended: list[str] = field(default_factory=list)
 
@@ -56,6 +60,7 @@ class Journal:
 
     def ack(self, ack: WeightAck) -> None:
         """An engine's answer. One that refused the file has no canary to tell of, and JSON has no NaN."""
+        self.accounts.ack(ack)
         difference = ack.canary_difference if math.isfinite(ack.canary_difference) else None
         self.events.append(
             EventKind.ACK, engine_id=ack.engine_id, version=str(ack.version), ok=ack.ok, checksum=ack.checksum,
@@ -120,6 +125,7 @@ class Journal:
         """What `medr3 status` shows."""
         known = {"pid": os.getpid(), "host": socket.gethostname(), "time": time.time(), "run": self.folder.name}
         write_json(self.folder / "status.json", known | fields)
+        self.on_status(fields)
 
 
 class Seconds(NamedTuple):
@@ -144,6 +150,7 @@ def step_metrics(groups: list[FinishedGroup], phase: str, learner: dict[str, flo
         "time/rollout_for_slow": seconds.waited_for_slow,
         "time/learn": seconds.learned,
         "time/sync": seconds.whole - seconds.waited - seconds.learned,
+        "time/step": seconds.whole,
     }
 
 

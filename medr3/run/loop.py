@@ -14,6 +14,7 @@
 | main  | finished groups   | a full batch              | group tasks                                |
 | seal  | one checkpoint    | every rank's files        | the learner's writing threads              |
 | scale | loads             | the clock                 | nobody: it only changes the pool's size    |
+| tell  | nothing           | the clock                 | nobody: Prometheus hears how it stands     |
 | watch | nothing           | the clock                 | nobody: it ends the run when main stalls   |
 
 All tasks live in one event loop of the driver, so the ledger needs no lock: between two awaits nobody else runs. With
@@ -34,7 +35,9 @@ from medr3.run.deciding import Deciding, TrainingCollapsed
 from medr3.run.diagnosis import explain_wait
 from medr3.run.feed import Feed
 from medr3.run.journal import FinishedGroup, Seconds, step_metrics
+from medr3.run.measuring import around_step, observed, tell, tell_end
 from medr3.run.scaling import Scaling
+from medr3.run.standing import standing
 from medr3.run.state import RunState
 from trajectories.publication import Publication
 from trajectories.schema import WeightVersion
@@ -47,20 +50,23 @@ class TrainingLoop:
         self._state = state
         self._feed = Feed(state)
         self._deciding = Deciding(state, self._feed)
+        self._scaling = Scaling(state)
         self._waited_for_slow = 0.0  # seconds of this step's wait in which a batch was finished
 
     async def run(self) -> Decision | None:
         """Raises whatever went wrong in any task. Returns the decision to roll back, if that is how it ended."""
         state, last = self._state, None
         async with asyncio.TaskGroup() as tasks:
-            beside = [tasks.create_task(state.watchdog.watch(partial(explain_wait, state)))]
+            beside = [tasks.create_task(work) for work in (state.watchdog.watch(partial(explain_wait, state)), tell(state))]
             await self._deciding.enter()
-            beside += [tasks.create_task(work) for work in (self._feed.run(), Scaling(state).run())]
+            beside += [tasks.create_task(work) for work in (self._feed.run(), self._scaling.run())]
             checkpoints = Checkpointing(state, tasks)
             while not state.controller.finished and not state.stop.is_set() and not _rolls_back(last):
                 last = await self._step(checkpoints)
             for task in beside:
                 task.cancel()
+        if not _rolls_back(last):
+            tell_end(state)
         if state.controller.finished:
             # A run that ended owes every admitted group an outcome; one that was stopped resumes them from its manifest.
             state.ledger.drop(state.ledger.open_ids(), "run ended")
@@ -84,14 +90,16 @@ class TrainingLoop:
         with state.watchdog.stage("sync"):
             await self._publish(result.publication)
         seconds = Seconds(waited, self._waited_for_slow, learned, time.monotonic() - started)
+        ages = [state.ledger.group(group_id).age for group_id in batch]
         state.ledger.trained(batch, step)
         state.progress.stepped(step, sum(group.summary.model_tokens for group in groups), seconds.whole)
         state.journal.endings(state.ledger, state.finished, trained_at)
         state.journal.store_step(step)
         state.journal.warn(step, result.metrics)
-        metrics = step_metrics(groups, phase.name, result.metrics, seconds) | self._counted()
+        metrics = step_metrics(groups, phase.name, result.metrics, seconds) | around_step(state, groups, seconds.whole)
         decision = await self._deciding.after_step(step, metrics)
-        state.journal.tracker.log(step, phase.name, metrics | state.progress.probed_at(step, phase.name))
+        told = metrics | state.progress.probed_at(step, phase.name)
+        state.journal.tracker.log(step, phase.name, told, observed(groups, ages))
         if decision is not None and decision.left_by == "collapse":
             raise TrainingCollapsed(f"phase {decision.phase!r}: {decision.reason}: lower its learning rate")
         if not _rolls_back(decision):
@@ -99,6 +107,7 @@ class TrainingLoop:
         state.journal.status(
             state="training", phase=phase.name, step=step, reward=metrics["reward/mean"], tokens_per_s=metrics["rollout/tokens_per_s"],
             version=str(state.version), engines=state.pool.states(), last_checkpoint=checkpoints.last_step,
+            **standing(state, self._scaling.target),
         )  # fmt: skip
         state.ledger.retire(step)
         state.slot_free.set()
@@ -144,19 +153,6 @@ class TrainingLoop:
         state.journal.published(publication)
         await state.pool.update(publication)  # each ack is written down as it comes
         state.version, state.publication = publication.version, publication
-
-    def _counted(self) -> dict[str, float]:
-        """The run's accounts as they stand now."""
-        counts, signals = self._state.ledger.counts(), self._state.pool.signals()
-        groups = {"trained": counts.trained, "voided": counts.voided, "requeued": counts.requeued}
-        bands = self._state.sampler.bands(self._state.controller.phase.name)
-        groups |= {f"dropped/{reason}": counts.reasons.get(reason, 0) for reason in ("stale", "uniform", "surplus")}
-        return {f"groups/{name}": float(n) for name, n in groups.items()} | {
-            "curriculum/phase_index": float(self._state.controller.phase_index),
-            "rollout/engines": float(signals.healthy),
-            "rollout/kv_use": signals.kv_use,
-            **{f"curriculum/questions_{band}": float(n) for band, n in bands.items()},
-        }
 
 
 def _rolls_back(decision: Decision | None) -> bool:

@@ -135,7 +135,7 @@ def replay(
     if overridden:  # other weights than the engines had make these rows off-policy, which is no fault to end for
         config = config.model_copy(update={"learner": config.learner.model_copy(update={"max_mismatch": math.inf})})
     found = None
-    with _one_rank(device):
+    with one_rank(device):
         trainer = _start(model_dir, config, device, start)
         print(_header(overridden))
         scale, phase = _rate_scale(recording.folder, config), steps[0].phase if start else ""
@@ -211,7 +211,7 @@ def _train(trainer: PolicyTrainer, step: RecordedStep, scale: dict[str, float]) 
 
 
 @contextmanager
-def _one_rank(device: torch.device) -> Iterator[None]:
+def one_rank(device: torch.device) -> Iterator[None]:
     """A process group of this process alone: the model is sharded and computes in the dtype of the run, as in a worker."""
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
     dist.init_process_group(backend, init_method="tcp://127.0.0.1:0", rank=0, world_size=1)

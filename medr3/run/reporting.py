@@ -33,6 +33,7 @@ def deliver(progress: Progress, journal: Journal, measured: Report) -> None:
         return
     for phase, score in measured.scores.items():
         progress.reported(measured.stage, phase, score, measured.without_retrieval.get(phase))
-        append_heldout(journal.folder, measured.stage, phase, score.correct)
+        cell = progress.heldout_by_phase[measured.stage][phase]
+        append_heldout(journal.folder, measured.stage, phase, score.correct, cell)
     shown = ", ".join(f"{phase} {score.accuracy:.3f}" for phase, score in measured.scores.items())
     journal.say(f"held-out after {measured.stage}: {shown}")

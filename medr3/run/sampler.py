@@ -45,7 +45,7 @@ class QuestionSampler:
         on = phases[index]
         phase = on if index == 0 else self._or_an_earlier(phases, index)
         source = self._turns.next(f"{phase.name}: sources", phase.mixture)
-        aspect = next_aspect(self._turns, phase, source)
+        aspect = next_aspect(self._turns, phase, source, self._universe.offers(source))
         if phase.sampling.order == "uniform":
             question = self._fresh(source, aspect)
         else:

@@ -3,22 +3,28 @@
 ::
 
      pool.signals, ledger.counts, watchdog.current ──5 a second──▶ LoadWindow ──whole steps──▶ Load ─┐
-     nodes that Ray says are about to go ─▶ pool.drain(engine, what is left)  ─▶ Fleet ──────────────┴▶ PoolAutoscaler
+     nodes that Ray says are about to go ─▶ pool.drain(engine, what is left)  ─▶ Fleet ──────────────┤
+     a number that a person set (pool.json) ─────────────────────────────────────────────────────────┴▶ PoolAutoscaler
                                                                                                            │ with a reason
                                                    event `scaled` ◀── pool.scale(target) ◀─────────────────┘
 
-Nobody waits for this task, and it waits for nothing but the clock and one answer of Ray's control service.
+Nobody waits for this task, and it waits for nothing but the clock and one answer of Ray's control service. Without
+`rollout.autoscale` the load has no say: nodes that are about to go are heeded, and so is a number that a person set.
 """
 
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from contextlib import suppress
 from dataclasses import dataclass
 
+from actors.autoscale_config import AutoscaleConfig
 from actors.autoscaler import Fleet, Load, LoadWindow, PoolAutoscaler
+from actors.config import RolloutConfig
 from actors.nodes import draining_nodes
+from medr3.run.control import ControlRefused, read_pool_size
 from medr3.run.state import RunState
 from trajectories.events import EventKind
 from trajectories.groups import State
@@ -38,12 +44,11 @@ class _Measuring:
 
 
 class Scaling:
-    """Runs for ever where `rollout.autoscale` is set, and ends at once where it is not."""
+    """Runs for ever, but for engines that share the learner's hardware: their number is fixed."""
 
     def __init__(self, state: RunState) -> None:
         self._state = state
-        config = state.config.rollout.autoscale
-        self.autoscaler = PoolAutoscaler(config) if config else None
+        self.autoscaler = None if state.config.rollout.colocated else make_autoscaler(state.config.rollout)
         self._leaving: set[str] = set()  # engines that were told to end because their nodes will
         self._measuring = self._measured_anew()
 
@@ -51,6 +56,12 @@ class Scaling:
         """A number set by hand; None gives the decision back to the load."""
         if self.autoscaler is not None:
             self.autoscaler.manual = engines
+
+    @property
+    def target(self) -> int:
+        """How many engines the pool is to have."""
+        target = self.autoscaler.target if self.autoscaler is not None else None
+        return self._state.config.rollout.num_engines if target is None else target
 
     async def run(self) -> None:
         if self.autoscaler is None:
@@ -79,6 +90,7 @@ class Scaling:
 
     async def _look(self, autoscaler: PoolAutoscaler, drains: asyncio.TaskGroup) -> None:
         state = self._state
+        self._heed_a_person()
         noticed = await self._heed_notices(drains)
         signals = state.pool.signals()
         fleet = Fleet(signals.healthy + signals.suspect, signals.joining, len(self._leaving))
@@ -91,6 +103,16 @@ class Scaling:
             state.journal.events.append(
                 EventKind.SCALED, engines=fleet.staying, target=decision.target, reason=reason, drained=noticed
             )
+
+    def _heed_a_person(self) -> None:
+        state = self._state
+        try:
+            size = read_pool_size(state.config.run.folder)
+        except ControlRefused as error:
+            state.journal.say(f"warning: {error}")
+            return
+        if size is not None:
+            self.set_target(size.engines)
 
     async def _heed_notices(self, drains: asyncio.TaskGroup) -> list[str]:
         """Engines on nodes that are about to go take nothing new, and give back what they cannot end in time."""
@@ -121,3 +143,14 @@ class Scaling:
         rollout = self._state.config.rollout
         window = LoadWindow(rollout.engine.max_num_seqs // rollout.group_size, rollout.groups_per_step)
         return _Measuring(window, time.monotonic(), self._state.progress.step)
+
+
+def make_autoscaler(rollout: RolloutConfig) -> PoolAutoscaler:
+    """Without bounds to move in, an autoscaler that moves for nothing but a person's word and nodes that go."""
+    if rollout.autoscale is not None:
+        return PoolAutoscaler(rollout.autoscale)
+    fixed = rollout.num_engines
+    bounds = AutoscaleConfig(
+        min_engines=fixed, max_engines=fixed, up_cooldown_s=math.inf
+    )  # inf: a place that failed stays empty
+    return PoolAutoscaler(bounds, _target=fixed, _changed_at=0.0)

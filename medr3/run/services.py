@@ -18,6 +18,7 @@ import ray
 
 from actors.pool import RolloutPool
 from learner.client import LearnerClient
+from learner.config import LearnerConfig
 from medr3.config import RunConfig
 from medr3.errors import UserError
 from medr3.evaluation.background import BackgroundReports, Report
@@ -40,7 +41,9 @@ SERVE_GRACE_S = 10
 QUIET_ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_SERVE_ENABLE_DIRECT_INGRESS": "0",
+    "RAY_SERVE_CONTROL_LOOP_INTERVAL_S": "1",  # ten times a second by default, for which its controller took 9 % of a small run
     "RAY_raylet_start_wait_time_s": "120",
+    "RAY_agent_register_timeout_ms": "120000",
     "VLLM_NO_USAGE_STATS": "1",
     "TOKENIZERS_PARALLELISM": "false",
 }
@@ -102,24 +105,45 @@ def _teach(
     yield from cold_start(universe, config, search, seed, Path(folder))
 
 
+def _imitate(model: str, config: ColdStartConfig, learner: LearnerConfig, seed: int, folder: str) -> Generator[str, None, None]:
+    """Runs in a process of its own, which may take a GPU: yields progress lines, leaves the model in `folder`."""
+    from medr3.run.imitation import imitate
+
+    yield from imitate(Path(model), config, learner, seed, Path(folder))
+
+
 async def prepare_model(config: RunConfig, universe: Universe, index_folder: Path, say: Callable[[str], None]) -> Path:
     """The model that the configuration names, or the cold-started one of this run, made once."""
-    if config.model.path is not None:
-        return check_model(config.model.path)
+    base = None if config.model.path is None else check_model(config.model.path)
+    if base is not None and not config.cold_start.episodes:
+        return base
+    if base is None and config.cold_start.episodes:
+        raise UserError(
+            "cold_start.episodes: the demo's tiny model does not know their words: name the model that learns, model.path"
+        )
     folder = config.run.folder / "cold_start"
     if (folder / "cold_start.json").exists():
         say(f"cold start: taken from {folder}")
         return folder
     top_k = max(config.phase_budget(phase).top_k for phase in config.curriculum.phases)
-    task = ray.remote(_teach).options(num_returns="streaming", num_cpus=1, max_retries=0)
-    lines: Any = task.remote(
-        universe, config.cold_start, str(index_folder), config.retrieval, top_k, config.run.seed, str(folder.resolve())
-    )
+    options = {"num_returns": "streaming", "num_cpus": 1, "max_retries": 0}
+    lines: Any
+    if base is not None:
+        gpus = {"num_gpus": config.learner.gpus_per_worker} if config.learner.gpus_per_worker else {}
+        episodes = tuple(str(Path(path).resolve()) for path in config.cold_start.episodes)  # a worker may stand elsewhere
+        start = config.cold_start.model_copy(update={"episodes": episodes})
+        imitation = ray.remote(_imitate).options(**options, **gpus)
+        lines = imitation.remote(str(base.resolve()), start, config.learner, config.run.seed, str(folder.resolve()))
+    else:
+        task = ray.remote(_teach).options(**options)
+        lines = task.remote(
+            universe, config.cold_start, str(index_folder), config.retrieval, top_k, config.run.seed, str(folder.resolve())
+        )
     try:
         async for line in lines:
             say(await line)
     except ray.exceptions.RayTaskError as error:
-        if isinstance(error.cause, ColdStartStalled):
+        if isinstance(error.cause, ColdStartStalled | UserError):
             raise UserError(str(error.cause)) from None
         raise
     return folder

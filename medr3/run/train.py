@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import json
 import shutil
 import signal
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,7 @@ from medr3.ops.preflight import preflight
 from medr3.run.manifest import Manifest, read_manifest, write_json
 from trajectories.events import EventKind, EventLog
 
+FULL = (errno.ENOSPC, errno.EDQUOT)
 RESUMABLE_EXIT = 3  # the run failed, and the same command goes on from its last checkpoint
 INTERRUPTED_EXIT = 130  # as shells report Ctrl-C
 
@@ -55,7 +58,8 @@ def train(config: RunConfig, resume: str) -> int:
     except BaseException as error:
         reason = _reason(error)
         print(f"medr3: the run failed: {reason}; the same command goes on from {_last(folder)}", file=sys.stderr)
-        _record_end(folder, "failed", reason)
+        with suppress(OSError):  # a full disk takes no last words either
+            _record_end(folder, "failed", reason)
         return RESUMABLE_EXIT
 
 
@@ -124,6 +128,8 @@ def _reason(error: BaseException) -> str:
     """The first real cause in a group of errors, in one line."""
     while isinstance(error, BaseExceptionGroup):
         error = error.exceptions[0]
+    if isinstance(error, OSError) and error.errno in FULL:
+        return f"the disk is full ({error.filename or error.strerror}): make room there"
     text = " ".join(str(error).split())
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
 

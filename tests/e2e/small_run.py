@@ -28,7 +28,9 @@ def command(folder: Path, *overrides: str, resume: str = "auto") -> list[str]:
     return [*train, *SMALL, f"run.folder={folder}", f"run.name={folder.name}", *overrides]
 
 
-def start(folder: Path, *overrides: str, resume: str = "auto") -> subprocess.Popen[str]:
+def start(
+    folder: Path, *overrides: str, resume: str = "auto", environment: dict[str, str] | None = None
+) -> subprocess.Popen[str]:
     """Starts a run in a process group of its own, with its output in a file beside the folder."""
     log = folder.with_suffix(".log").open("a")
     return subprocess.Popen(
@@ -38,6 +40,7 @@ def start(folder: Path, *overrides: str, resume: str = "auto") -> subprocess.Pop
         stderr=subprocess.STDOUT,
         text=True,
         start_new_session=True,
+        env=environment,
     )
 
 

@@ -100,7 +100,15 @@ def test_the_summary_tells_all(finished: Path) -> None:
     assert all(phase["left_by"] in ("plateau", "max_steps", "override") and phase["evidence"] for phase in summary["phases"])
     assert summary["groups"]["admitted"] == sum(summary["groups"][end] for end in ("trained", "dropped", "voided"))
     assert summary["max_age"] <= 2 and summary["tokens_per_s"] > 0 and summary["wall_s"] > 0
-    assert (finished / "report.html").stat().st_size > 10_000
+
+
+def test_the_report_shows_what_the_rows_were_asked(finished: Path) -> None:
+    """The question that is made anew is the one that the row's prompt holds, in every phase."""
+    page = (finished / "report.html").read_text()
+    data = json.loads(page.partition('id="data">')[2].partition("</script>")[0])
+    assert data["state"]["word"] == "ended"
+    assert {episode["phase"] for episode in data["episodes"]} == {"reasoning", "retrieval", "joint"}
+    assert all(episode["whole"]["question"]["gold"] for episode in data["episodes"])
 
 
 def test_weights_in_shared_memory_are_gone(finished: Path) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import re
 from dataclasses import asdict, replace
 
 import numpy as np
@@ -11,7 +10,7 @@ import pytest
 
 from actors.config import EpisodeBudget
 from learner.batch import NO_TURN, NO_VERSION, read_batch
-from medr3.observe.episodes import episode_html
+from medr3.observe.episodes import episode_view
 from rewards.answers import is_correct
 from rewards.composition import score
 from rewards.config import RewardRecipe
@@ -191,8 +190,9 @@ def test_every_turn_that_is_rewarded_has_tokens(episode: Episode) -> None:
     assert read_batch([to_table([rewarded])]).process_t.any()
 
 
-def test_the_report_names_what_each_block_is() -> None:
-    html = episode_html(to_table([called()]).to_pylist()[0])
-    assert html.count('class="block call"') == 2
-    assert re.findall(r"<b>document ?(\w*)", html) == ["d1", "", "d7"], "what a tool calculated is no document of the corpus"
-    assert "ended by forced" in episode_html(to_table([forced()]).to_pylist()[0])
+def test_the_page_names_what_each_block_is() -> None:
+    view = episode_view(to_table([called()]).to_pylist()[0], lambda row: None)
+    shown = [block for turn in view["turns"] for block in turn["blocks"]]
+    assert [block["kind"] for block in shown].count("call") == 2
+    documents = [block["document"] for block in shown if block["kind"] == "document"]
+    assert documents == ["d1", "", "d7"], "what a tool calculated is no document of the corpus"

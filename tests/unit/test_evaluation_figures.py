@@ -26,8 +26,8 @@ from retrieval_service.config import RetrievalConfig
 from retrieval_service.index import HybridIndex
 from retrieval_service.types import SearchQuery, SearchResult
 from tasks.config import WorldConfig
-from tasks.mirage import read_mirage
 from tasks.questions import Question
+from tasks.reading import read_questions
 from tasks.world import Universe, World
 
 DEMO = Path(__file__).parents[2] / "configs" / "demo.yaml"
@@ -233,7 +233,7 @@ async def _searched_once(questions: list[Question], folder: Path, k: int) -> tup
 def test_one_search_asks_for_the_question_and_never_for_its_options(world_index: tuple[World, Path]) -> None:
     import asyncio
 
-    questions = list(read_mirage(MIRAGE))
+    questions = list(read_questions(MIRAGE))
     found, queries = asyncio.run(_searched_once(questions, world_index[1], 2))
     assert [query.query for query in queries] == [question.text for question in questions]
     for query, question in zip(queries, questions, strict=True):

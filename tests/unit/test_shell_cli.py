@@ -14,6 +14,7 @@ import pytest
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from medr3.config import load
 from medr3.errors import UserError, did_you_mean
 from medr3.ops import local
 from medr3.ops.jobs import connect, submit
@@ -113,12 +114,12 @@ def test_an_address_where_nothing_listens_is_one_clear_line() -> None:
 @pytest.mark.parametrize("key", ["tracking.api_key", "tracking.apikey", "judge.password", "store.secret"])
 def test_submit_takes_no_secrets(key: str) -> None:
     with pytest.raises(UserError, match="readable on the dashboard"):
-        submit(ROOT / DEMO, "http://127.0.0.1:9", [f"{key}=abc"])
+        submit(ROOT / DEMO, load(ROOT / DEMO, []), "http://127.0.0.1:9", [f"{key}=abc"])
 
 
 def test_submit_sends_only_configurations_of_the_checkout(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="must lie in the checkout"):
-        submit(tmp_path / "mine.yaml", "http://127.0.0.1:9", [])
+        submit(tmp_path / "mine.yaml", load(ROOT / DEMO, []), "http://127.0.0.1:9", [])
 
 
 def test_status_of_a_local_run_says_whether_its_process_lives(tmp_path: Path) -> None:

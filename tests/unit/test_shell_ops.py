@@ -1,18 +1,14 @@
-"""The machine's checks, and the cluster's file."""
+"""The machine's checks."""
 
 from __future__ import annotations
 
 import socket
 from pathlib import Path
-from typing import Any
 
 import pytest
-import yaml
 
 from medr3.errors import UserError
 from medr3.ops.preflight import Needs, available_memory, check_disk, check_port, check_run_folder, preflight
-
-ROOT = Path(__file__).parents[2]
 
 
 def test_a_machine_that_has_enough_passes(tmp_path: Path) -> None:
@@ -56,29 +52,6 @@ def test_a_container_limit_below_the_machine_counts(tmp_path: Path) -> None:
     (tmp_path / "memory.current").write_text("600000\n")
     (tmp_path / "memory.stat").write_text("anon 100000\ninactive_file 200000\n")
     assert available_memory(proc, tmp_path) == 600_000
-
-
-@pytest.fixture(scope="module")
-def cluster() -> dict[str, Any]:
-    return yaml.safe_load((ROOT / "cluster.yaml").read_text(encoding="utf-8"))
-
-
-def test_ray_takes_the_cluster_file(cluster: dict[str, Any]) -> None:
-    from ray.autoscaler._private.util import prepare_config, validate_config
-
-    validate_config(prepare_config(cluster))
-    with pytest.raises(Exception, match="Additional properties"):
-        validate_config(prepare_config({**cluster, "max_worker": 1}))
-
-
-def test_the_head_runs_no_work_and_only_engines_are_spot(cluster: dict[str, Any]) -> None:
-    types = cluster["available_node_types"]
-    assert types[cluster["head_node_type"]]["resources"] == {"CPU": 0}
-    spot = {name for name, kind in types.items() if "InstanceMarketOptions" in kind["node_config"]}
-    assert spot == {"rollout"}
-    workers = {name: kind for name, kind in types.items() if name != cluster["head_node_type"]}
-    assert all(kind["min_workers"] <= kind["max_workers"] for kind in workers.values())
-    assert sum(kind["max_workers"] for kind in workers.values()) <= cluster["max_workers"]
 
 
 def test_a_pseudo_file_system_is_no_disk() -> None:
