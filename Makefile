@@ -31,7 +31,7 @@ demo: venv
 test: lint unit e2e
 
 unit: venv
-	$(TEST) -m "not e2e"
+	$(TEST) -n auto --maxprocesses 8 --dist loadfile -m "not e2e"
 
 e2e: venv
 	$(TEST) -m "e2e and not long"

@@ -150,6 +150,7 @@ def test_retrieval_alone_is_deployed_as_kubernetes_does_it(outside: Outside, tmp
         dashboard.delete(deploying)
 
 
+@pytest.mark.long  # eight minutes on two cores, most of them the starts of processes
 def test_a_night_with_one_run(outside: Outside, tmp_path: Path) -> None:
     from tasks.tiny_model import make_model, save
 
