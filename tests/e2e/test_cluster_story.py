@@ -81,6 +81,7 @@ class Outside:
         """A command that must work, written down with its answer."""
         done = self.medr3(*arguments)
         assert done.returncode == 0, f"{arguments}: {done.stderr}\n{done.stdout}"
+        assert not done.stderr, done.stderr
         self.typed.append(f"$ medr3 {' '.join(arguments)} --address {self.cluster.address}\n{done.stdout.strip()}")
         return done.stdout
 
@@ -265,7 +266,8 @@ def test_another_version_is_told_apart(outside: Outside, tmp_path: Path) -> None
     other = tmp_path / "medr3-9.9.9.dist-info"
     other.mkdir()
     (other / "METADATA").write_text("Metadata-Version: 2.1\nName: medr3\nVersion: 9.9.9\n")
-    path = {"PYTHONPATH": os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])}
+    # Not the checkout's own metadata, which stands in the folder that the command is started in.
+    path = {"PYTHONPATH": os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")]), "PYTHONSAFEPATH": "1"}
     training = ("submit", "configs/demo.yaml", f"run.folder={tmp_path / 'never'}", *SETTINGS)
     assert "has 0.1.0, this is 9.9.9" in outside.refused(*training, **path)
     assert "the cluster's head has medr3 0.1.0, this is 9.9.9" in outside.refused("drain", **path)
