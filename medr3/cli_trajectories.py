@@ -15,7 +15,6 @@ from medr3.errors import UserError
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from tasks.questions import Question
     from trajectories.reading import Record
 
 T = TypeVar("T")
@@ -45,6 +44,7 @@ def show(
 ) -> None:
     """Print one episode as a person would read it, or a table of the last groups."""
     folder, record = _open(run)
+    from medr3.observe.asked import AskedQuestions
     from medr3.observe.showing import group_table, last_groups, show_episode
 
     if episode is None:
@@ -64,7 +64,7 @@ def show(
     if as_json:
         print(json.dumps(row, indent=2))
     else:
-        show_episode(_console(), row, _question(folder, row["question_id"]))
+        show_episode(_console(), row, AskedQuestions(folder)(row))
 
 
 @trajectories.command("stats")
@@ -124,17 +124,6 @@ def _read(folder: Path, what: Callable[[], T]) -> T:
         return what()
     except (OSError, ValueError) as error:
         raise UserError(f"{folder}: cannot be read as a run: {' '.join(str(error).split())}") from None
-
-
-def _question(folder: Path, question_id: str) -> Question | None:
-    """Made anew from the run's settings; None where they are gone or the question comes from elsewhere."""
-    from medr3.cli_common import load_config
-    from medr3.datasets import tasks_of
-
-    try:
-        return tasks_of(folder, load_config(folder / "config.json", [])).question(question_id)
-    except (OSError, ValueError, KeyError, UserError):
-        return None
 
 
 def _console() -> Console:

@@ -59,10 +59,11 @@ class AskedQuestions:
 
 def _make(run_folder: Path) -> tuple[Universe | None, Tokenizer | None]:
     from medr3.cli_common import load_config
+    from medr3.datasets import tasks_of
 
     try:
         config = load_config(run_folder / "config.json", [])
-        return Universe.build(config.world, config.run.seed), _tokenizer(run_folder, config)
+        return tasks_of(run_folder, config), _tokenizer(run_folder, config)
     except (OSError, ValueError, KeyError, UserError):
         return None, None
 

@@ -9,9 +9,9 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from medr3.observe.asked import Asked
 from medr3.observe.episodes import blocks, level_name, search_note
 from medr3.observe.plain import plain, plain_line
-from tasks.questions import Question
 from trajectories.reading import UNKNOWN, Record
 from trajectories.schema import Source
 
@@ -78,7 +78,7 @@ def group_table(lines: list[GroupLine]) -> Table:
     return table
 
 
-def show_episode(console: Console, row: dict[str, Any], question: Question | None) -> None:
+def show_episode(console: Console, row: dict[str, Any], asked: Asked | None) -> None:
     """Everything that is known of one episode, in the order in which it happened."""
 
     def say(text: str, style: str = "") -> None:
@@ -88,11 +88,12 @@ def show_episode(console: Console, row: dict[str, Any], question: Question | Non
         say(line, "dim")
     say("")
     say("question", "bold")
-    say("  its text is in none of the run's worlds" if question is None else _indented(question.text))
-    if question is not None:
-        for letter, option in question.options.items():
+    say("  its text is in none of the run's worlds" if asked is None else _indented(asked.text))
+    if asked is not None:
+        for letter, option in asked.options.items():
             say(f"  {letter}: {option}")
-        say(f"  right: {question.gold}")
+        if asked.gold:  # otherwise the prompt is all that is known
+            say(f"  right: {asked.gold}")
     searches = iter(row["searches"])  # one for each search that the model wrote and that was made
     for block in blocks(row["text"], row["searches"]):
         label = f"{block.kind} {block.document}, {level_name(block.level)}" if block.document else block.kind
