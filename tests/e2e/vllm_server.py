@@ -32,6 +32,8 @@ def vllm_server(model: str, name: str, log: Path, max_model_len: int = 512) -> I
         sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", model, "--served-model-name", name,
         "--host", "127.0.0.1", "--port", str(port), "--dtype", "float32", "--max-model-len", str(max_model_len), "--enforce-eager",
         "--distributed-executor-backend", "vllm.v1.executor.uniproc_executor.UniProcExecutor",
+        # On a CPU, vLLM 0.32 dies when the prefill of a request with a seed is cut in two.
+        "--no-enable-chunked-prefill", "--max-num-batched-tokens", str(max(2048, max_model_len)),
     ]  # fmt: skip
     with log.open("w") as output:
         process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, env=environment, start_new_session=True)
