@@ -35,9 +35,10 @@ ALERTS = (
         "0m", "no learner step for ten times as long as steps take",
     ),
     Alert(
-        # A resume, or a roll-back, starts engines and learner anew, which takes large models minutes.
+        # A resume, or a roll-back, starts engines and learner anew, which takes large models minutes. The least of the last words: a
+        # phase that was left has said 1 last, and a run that ended as it was meant to says 0 in its last phase.
         "Medr3DriverGone", "critical",
-        "max by (run) (last_over_time(ray_medr3_run_training[1h])) == 1 unless on (run) max by (run) (ray_medr3_run_training)",
+        "min by (run) (last_over_time(ray_medr3_run_training[1h])) == 1 unless on (run) max by (run) (ray_medr3_run_training)",
         "10m", "the driver was training and no longer says anything: it died, or its node did",
     ),
     Alert(

@@ -83,7 +83,7 @@ DRAWN: tuple[Drawn, ...] = (
         "speed",
         "Delivery of weights",
         "seconds",
-        {"writing": "weights/publish_s", "slowest engine": "weights/sync_s", "its pause": "weights/pause_s"},
+        {"writing": "learner/seconds_publish", "slowest engine": "weights/sync_s", "its pause": "weights/pause_s"},
     ),
     Drawn("retrieval", "Retrieval latency", "milliseconds", {"median": "retrieval/p50_ms", "99 %": "retrieval/p99_ms"}),
     Drawn("retrieval", "Searches answered from the cache", "share", {"hits": "retrieval/hit_rate"}, top=1.0),

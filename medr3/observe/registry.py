@@ -179,7 +179,6 @@ _METRICS = (
            "learner: Where the time goes"),
 
     # New weights.
-    Metric("weights/publish_s", "s", "seconds in which the learner wrote the new weights", "learner: Weights to the engines"),
     Metric("weights/sync_s", "s", "seconds from pause to open of the slowest engine", "learner: Weights to the engines"),
     Metric("weights/pause_s", "s", "seconds until the slowest engine had paused", "learner: Weights to the engines"),
     Metric("weights/canary_difference", "nats", "largest |difference of log p| of an engine's canary", "reliability: Canary"),
@@ -238,7 +237,7 @@ _METRICS = (
     Metric("learner/seconds_step", "s", "seconds of training", "learner: Seconds of the learner"),
     Metric("learner/seconds_read", "s", "seconds until the batch was read", "learner: Seconds of the learner"),
     Metric("learner/seconds_old", "s", "seconds of scoring before the first update", "learner: Seconds of the learner"),
-    Metric("learner/seconds_publish", "s", "seconds in which the new weights were written", "-: drawn as weights/publish_s"),
+    Metric("learner/seconds_publish", "s", "seconds in which the new weights were written", "learner: Weights to the engines"),
     Metric("learner/gpu_memory_peak", "share", "the most GPU memory that the first rank held, as a share of the GPU",
            "learner: GPU memory of the learner", rare="a learner on GPUs"),
     Metric("learner/episodes", "episodes", "episodes of the batch", "learner: Episodes of a step"),
