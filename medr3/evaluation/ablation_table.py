@@ -93,8 +93,7 @@ def as_markdown(results: Sequence[ArmResult]) -> str:
     ]
     lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
     for result in results:
-        low, high = result.accuracy.low, result.accuracy.high
-        cells = [result.name, f"**{result.accuracy.mean:.3f}** ({low:.3f} to {high:.3f})", _difference(result.against_first)]
+        cells = [result.name, result.accuracy.shown(bold=True), _difference(result.against_first)]
         cells += [f"{result.by_phase[phase]:.3f}" for phase in phases]
         cells += [f"{result.by_seed[seed]:.3f}" for seed in seeds]
         cells.append(f"{result.model_tokens / 1000:,.0f}k")
@@ -105,8 +104,7 @@ def as_markdown(results: Sequence[ArmResult]) -> str:
 def _difference(paired: Paired | None) -> str:
     if paired is None:
         return ""
-    difference = paired.difference
-    return f"{difference.mean:+.3f} ({difference.low:+.3f} to {difference.high:+.3f}, p {paired.p:.2g})"
+    return paired.difference.shown(signed=True, beside=f", p {paired.p:.2g}")
 
 
 def as_json(results: Sequence[ArmResult]) -> str:

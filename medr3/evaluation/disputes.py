@@ -6,6 +6,8 @@ from collections.abc import Iterable
 from typing import NamedTuple
 
 from actors.messages import Examined
+from medr3.evaluation.statistics import Interval
+from medr3.observe.record import wilson
 from tasks.questions import Question
 from tasks.world import Universe, World
 
@@ -23,6 +25,19 @@ class Rested(NamedTuple):
     met: int
     decided: int
     on_better: int
+
+    @property
+    def share_on_better(self) -> Interval | None:
+        """Of those that were decided, with Wilson's interval; None where there were none.
+
+        Example:
+            >>> Rested(met=9, decided=4, on_better=2).share_on_better.mean
+            0.5
+        """
+        if not self.decided:
+            return None
+        share = self.on_better / self.decided
+        return Interval(share, *wilson(share, self.decided))
 
 
 def disputes(world: World, question: Question) -> list[Dispute]:

@@ -13,7 +13,6 @@ from actors.messages import Examined
 from medr3.evaluation.disputes import Dispute, rested
 from medr3.evaluation.results import Asked
 from medr3.evaluation.statistics import Interval, bootstrap, brier, calibration, expected_calibration_error
-from medr3.observe.record import wilson
 
 SLICES = ("kind", "source", "specialty", "hops")
 FORCED_OR_GIVEN = ("answer", "forced")  # the ends of an episode that came with an answer
@@ -105,9 +104,9 @@ def _disputes(records: Sequence[Examined], known: dict[str, list[Dispute]]) -> d
     if not known:
         return None
     found = rested(records, known)
-    share = found.on_better / found.decided if found.decided else None
-    interval = wilson(share, found.decided) if share is not None else None
-    return {**found._asdict(), "share_on_better": share, "interval": interval}
+    share = found.share_on_better
+    bounds = (share.low, share.high) if share else None
+    return {**found._asdict(), "share_on_better": share.mean if share else None, "interval": bounds}
 
 
 def _counted(values: Any) -> dict[str, int]:

@@ -69,22 +69,20 @@ class Figures:
         """Tables for a page."""
         lines = [f"| subset | mode | queries | nDCG@{self.k} | recall@{self.k} | MRR@{self.k} |", "|---|---|---|---|---|---|"]
         for cell in self.cells:
-            figures = " | ".join(_shown(each) for each in (cell.ndcg, cell.recall, cell.mrr))
+            figures = " | ".join(each.shown(digits=4) for each in (cell.ndcg, cell.recall, cell.mrr))
             lines.append(f"| {cell.subset} | {cell.mode} | {cell.queries:,} | {figures} |")
         lines += ["", f"| subset | hybrid − | nDCG@{self.k} | p |", "|---|---|---|---|"]
         for subset, gains in self.gains.items():
-            lines += [f"| {subset} | {half} | {_shown(gain.difference, True)} | {gain.p:.3f} |" for half, gain in gains.items()]
+            lines += [
+                f"| {subset} | {half} | {gain.difference.shown(digits=4, signed=True)} | {gain.p:.3f} |"
+                for half, gain in gains.items()
+            ]
         lines += ["", f"| mode | queries/s, {BATCH} at a time | p50 ms, alone | p99 ms, alone |", "|---|---|---|---|"]
         lines += [f"| {s.mode} | {s.per_second:,.0f} | {s.p50_ms:.1f} | {s.p99_ms:.1f} |" for s in self.speeds]
         if self.effort:
             lines += ["", "| factory | effort | recall@32 | queries/s |", "|---|---|---|---|"]
             lines += [f"| {e['factory']} | {e['effort']} | {e['recall']:.4f} | {e['per_second']:,.0f} |" for e in self.effort]
         return "\n".join(lines) + "\n"
-
-
-def _shown(interval: Interval, signed: bool = False) -> str:
-    sign = "+" if signed else ""
-    return f"{interval.mean:{sign}.4f} ({interval.low:{sign}.4f} to {interval.high:{sign}.4f})"
 
 
 def measure(index: HybridIndex, queries: Sequence[LabelledQuery], k: int) -> Figures:

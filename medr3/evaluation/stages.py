@@ -10,7 +10,6 @@ from pathlib import Path
 from medr3.evaluation.disputes import Rested
 from medr3.evaluation.heldout_file import read_heldout
 from medr3.evaluation.statistics import Interval, bootstrap
-from medr3.observe.record import wilson
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,14 +35,13 @@ def read_stages(runs: Sequence[Path]) -> list[Stage]:
                 by_phase.setdefault(row.phase, []).extend(map(float, row.correct.values()))
         told = [Rested(**cell["disputes"]) for run in cells for cell in run.get(name, {}).values()]
         all_rested = Rested(*map(sum, zip(*told, strict=True))) if told else Rested(0, 0, 0)
-        share = all_rested.on_better / all_rested.decided if all_rested.decided else None
         found.append(
             Stage(
                 name=name,
                 accuracy=bootstrap([right for answers in by_phase.values() for right in answers]),
                 by_phase={phase: bootstrap(answers) for phase, answers in by_phase.items()},
                 rested=all_rested,
-                on_better=None if share is None else Interval(share, *wilson(share, all_rested.decided)),
+                on_better=all_rested.share_on_better,
             )
         )
     return found
@@ -57,14 +55,7 @@ def stages_as_markdown(stages: Sequence[Stage]) -> str:
         "|---" * (len(phases) + 3) + "|",
     ]
     for stage in stages:
-        on = "–" if stage.on_better is None else f"{_shown(stage.on_better)} of {stage.rested.decided:,}"
-        cells = [
-            stage.name.replace("_", " "),
-            f"**{stage.accuracy.mean:.3f}** ({stage.accuracy.low:.3f} to {stage.accuracy.high:.3f})",
-        ]
-        lines.append("| " + " | ".join([*cells, *(_shown(stage.by_phase[phase]) for phase in phases), on]) + " |")
+        on = "–" if stage.on_better is None else f"{stage.on_better.shown()} of {stage.rested.decided:,}"
+        cells = [stage.name.replace("_", " "), stage.accuracy.shown(bold=True)]
+        lines.append("| " + " | ".join([*cells, *(stage.by_phase[phase].shown() for phase in phases), on]) + " |")
     return "\n".join(lines)
-
-
-def _shown(interval: Interval) -> str:
-    return f"{interval.mean:.3f} ({interval.low:.3f} to {interval.high:.3f})"

@@ -17,11 +17,21 @@ Floats = npt.NDArray[np.float64]
 
 
 class Interval(NamedTuple):
-    """A mean and the percentile interval around it."""
+    """A mean and the percentile interval around it.
+
+    Example:
+        >>> Interval(0.5, 0.4, 0.6).shown(), Interval(0.5, 0.4, 0.6).shown(signed=True, digits=1)
+        ('0.500 (0.400 to 0.600)', '+0.5 (+0.4 to +0.6)')
+    """
 
     mean: float
     low: float
     high: float
+
+    def shown(self, *, digits: int = 3, signed: bool = False, bold: bool = False, beside: str = "") -> str:
+        """As a table has it; `bold` marks the mean in Markdown, `beside` follows within the bracket."""
+        form, mark = f"{'+' if signed else ''}.{digits}f", "**" if bold else ""
+        return f"{mark}{self.mean:{form}}{mark} ({self.low:{form}} to {self.high:{form}}{beside})"
 
 
 class Bin(NamedTuple):

@@ -59,14 +59,15 @@ class Progress:
         self.model_tokens += model_tokens
         self.rollout_s += seconds
 
-    def reported(self, stage: str, phase: str, score: Score, without: Score | None) -> None:
-        """A stage's held-out score in one phase's setting."""
+    def reported(self, stage: str, phase: str, score: Score, without: Score | None) -> dict[str, Any]:
+        """A stage's held-out score in one phase's setting; returns what the summary says of it."""
         cell = {
             "accuracy": score.accuracy, "n": score.n, "by_kind": score.by_kind, "strong_evidence": score.strong_evidence,
             "disputes": score.rested._asdict(), "searches": score.searches, "finishes": score.finishes,
             "without_retrieval": None if without is None else without.accuracy,
         }  # fmt: skip
         self.heldout_by_phase.setdefault(stage, {})[phase] = cell
+        return cell
 
     def recover(self, reports: Iterable[HeldOut]) -> None:
         """Takes over the reports of phases that were left whose numbers came after the manifest."""

@@ -32,8 +32,7 @@ def deliver(progress: Progress, journal: Journal, measured: Report) -> None:
         journal.say(f"warning: no held-out report of {measured.stage}, version {measured.version}: {measured.failure}")
         return
     for phase, score in measured.scores.items():
-        progress.reported(measured.stage, phase, score, measured.without_retrieval.get(phase))
-        cell = progress.heldout_by_phase[measured.stage][phase]
+        cell = progress.reported(measured.stage, phase, score, measured.without_retrieval.get(phase))
         append_heldout(journal.folder, measured.stage, phase, score.correct, cell)
     shown = ", ".join(f"{phase} {score.accuracy:.3f}" for phase, score in measured.scores.items())
     journal.say(f"held-out after {measured.stage}: {shown}")
