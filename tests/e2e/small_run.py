@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+
+from medr3.run.manifest import MANIFEST
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -42,6 +46,20 @@ def start(
         start_new_session=True,
         env=environment,
     )
+
+
+def begin_from(finished: Path, folder: Path) -> Path:
+    """A folder in which a run with another's worlds finds its index and its cold start: what they cost is paid once."""
+    folder.mkdir()
+    for name in ("index", "cold_start"):
+        shutil.copytree(finished / name, folder / name)
+    shutil.copy2(finished / "config.json", folder)
+    return folder
+
+
+def checkpointed_step(folder: Path) -> int:
+    path = folder / MANIFEST
+    return int(json.loads(path.read_text())["step"]) if path.exists() else 0
 
 
 def output(folder: Path) -> str:

@@ -22,8 +22,10 @@ from medr3.evaluation.results import Result
 from medr3.evaluation.serving import retrieval
 from medr3.evaluation.settings import Setting
 from medr3.evaluation.targets import folder_target
-from medr3.run.services import canary_tokens, prepare_index, prepare_model
+from medr3.run.canary import canary_tokens
+from medr3.run.services import prepare_index
 from tasks.world import Universe
+from tests.e2e import small_run
 from tests.e2e.vllm_server import vllm_server
 from trajectories.schema import WeightVersion
 
@@ -43,11 +45,8 @@ def configuration(folder: Path) -> RunConfig:
 
 
 @pytest.fixture(scope="module")
-def model(ray_session: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    config = configuration(tmp_path_factory.mktemp("runs") / "taught")
-    universe = Universe.build(config.world, config.run.seed)
-    index = prepare_index(config, universe)
-    return asyncio.run(prepare_model(config, universe, index, print))
+def model(ray_session: None, finished: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return small_run.begin_from(finished, tmp_path_factory.mktemp("runs") / "taught") / "cold_start"
 
 
 @pytest.fixture(scope="module")

@@ -52,7 +52,7 @@ class Watched:
 
 
 @pytest.fixture(scope="module")
-def watched(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Watched]:
+def watched(finished: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Watched]:
     """Ray tells its agent every second instead of every ten, so that the steps of a small run can be told apart."""
     folder = tmp_path_factory.mktemp("watched")
     with one_node(cpus=8, RAY_metrics_report_interval_ms="1000") as head:
@@ -61,6 +61,7 @@ def watched(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Watched]:
         with prometheus(folder / "export" / "prometheus" / "prometheus.yml", folder / "data") as server:
             server.until(lambda: "up" in server.targets().values(), 60, "Ray's own list of nodes is scraped")
             start = time.time()
+            small_run.begin_from(finished, folder / RUN)
             overrides = ["rollout.max_staleness=1", "tracking.tensorboard=true", *SHORT]
             process = small_run.start(folder / RUN, *overrides, environment=head.environment)
             try:

@@ -28,11 +28,11 @@ def written(path: Path, questions: list[Question]) -> Path:
     return path
 
 
-def test_a_run_trains_on_files(tmp_path: Path) -> None:
+def test_a_run_trains_on_files(finished: Path, tmp_path: Path) -> None:
     universe = Universe.build(WorldConfig(training_worlds=2))
     train = written(tmp_path / "train.jsonl", [universe.training_question("world/reasoning", i) for i in range(40)])
     held_out = written(tmp_path / "test.jsonl", universe.held_out["gate"].questions("world/reasoning", 40))
-    folder = tmp_path / "run"
+    folder = small_run.begin_from(finished, tmp_path / "run")
     process = small_run.start(
         folder, f"datasets.mine.train={train}", f"datasets.mine.held_out={held_out}", f"curriculum.phases=[{PHASE}]"
     )

@@ -4,57 +4,18 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import signal
 import subprocess
-import time
 from pathlib import Path
 
 import pytest
 
-from medr3.run.control import Control, write_control
-from medr3.run.manifest import MANIFEST
 from medr3.run.services import unique_name
 from tests.e2e import small_run
 from trajectories.audit import audit
 from trajectories.events import EventKind, read_events
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(900)]  # whole runs take minutes on a slow machine
-
-
-# Two versions of staleness; reports by an engine of their own; a second phase that is long enough to be killed in, and told to end.
-FINISHED = ("rollout.max_staleness=2", "evaluation.engines=1", "curriculum.phases.retrieval.max_steps=60")
-
-
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run through all three phases that was killed with SIGKILL in the second one, resumed, and told to advance."""
-    folder = tmp_path_factory.mktemp("runs") / "small"
-    process = small_run.start(folder, *FINISHED)
-    try:
-        small_run.wait_until(lambda: "held-out after reasoning" in small_run.output(folder), process, folder, 400)
-        small_run.wait_until(lambda: _checkpointed_step(folder) >= 5, process, folder, 60)
-        below = small_run.descendants(process.pid)
-        os.kill(process.pid, signal.SIGKILL)
-        process.wait()
-        assert below, "the run had no processes below its driver"
-    finally:
-        small_run.end(process)
-    (folder / "killed.json").write_text((folder / MANIFEST).read_text())
-    write_control(folder, Control("advance", time.time()))  # taken after the first step that follows
-    process = small_run.start(folder, *FINISHED)
-    try:
-        assert process.wait(400) == 0, small_run.output(folder)[-3000:]
-    finally:
-        small_run.end(process)
-    # Looked at last: Ray's own agents notice a death only when they next miss their control service, after a minute.
-    assert not small_run.survivors(below, 60), "the driver's death left processes behind"
-    return folder
-
-
-def _checkpointed_step(folder: Path) -> int:
-    path = folder / MANIFEST
-    return int(json.loads(path.read_text())["step"]) if path.exists() else 0
 
 
 def test_every_promise_is_kept_by_the_files_alone(finished: Path) -> None:
@@ -116,14 +77,16 @@ def test_weights_in_shared_memory_are_gone(finished: Path) -> None:
 
 
 @pytest.mark.parametrize("during", ["cold start", "training"])
-def test_ctrl_c_ends_clean_and_resumable(tmp_path: Path, during: str) -> None:
+def test_ctrl_c_ends_clean_and_resumable(finished: Path, tmp_path: Path, during: str) -> None:
     folder = tmp_path / "interrupted"
+    if during == "training":
+        small_run.begin_from(finished, folder)
     process = small_run.start(folder)
     try:
         if during == "cold start":
             small_run.wait_until(lambda: "cold start: drills" in small_run.output(folder), process, folder, 120)
         else:
-            small_run.wait_until(lambda: _checkpointed_step(folder) >= 1, process, folder, 300)
+            small_run.wait_until(lambda: small_run.checkpointed_step(folder) >= 1, process, folder, 300)
         below = small_run.descendants(process.pid)
         os.kill(process.pid, signal.SIGINT)
         assert process.wait(90) == (130 if during == "cold start" else 0)
@@ -146,11 +109,7 @@ TOUCHY = (
 
 
 def test_a_collapse_is_rolled_back_and_a_second_one_ends_the_run(finished: Path, tmp_path: Path) -> None:
-    folder = tmp_path / "collapsing"
-    folder.mkdir()
-    for name in ("index", "cold_start"):
-        shutil.copytree(finished / name, folder / name)
-    shutil.copy2(finished / "config.json", folder)
+    folder = small_run.begin_from(finished, tmp_path / "collapsing")
     process = small_run.start(folder, *TOUCHY)
     try:
         assert process.wait(400) == 3, small_run.output(folder)[-3000:]
