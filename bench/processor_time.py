@@ -36,11 +36,14 @@ def processor_time(pid: int) -> ProcessorTime:
     """Of this moment."""
     user, nice, system, idle, waiting, *rest = map(int, Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:9])
     busy = user + nice + system + sum(rest)
-    return ProcessorTime(_tree(pid), busy * _TICK, (busy + idle + waiting) * _TICK)
+    return ProcessorTime(sum(by_process(pid).values()), busy * _TICK, (busy + idle + waiting) * _TICK)
 
 
-def _tree(pid: int) -> float:
-    """Who has lost its parent belongs to the machine's first process; nothing here lets that happen."""
+def by_process(pid: int) -> dict[int, float]:
+    """Seconds of a process and of each one below it; the ended ones count with their parents.
+
+    Who has lost its parent belongs to the machine's first process; nothing here lets that happen.
+    """
     children: dict[int, list[int]] = {}
     used: dict[int, int] = {}
     for path in Path("/proc").glob("[0-9]*/stat"):
@@ -51,9 +54,9 @@ def _tree(pid: int) -> float:
         number = int(path.parent.name)
         children.setdefault(int(fields[_PARENT]), []).append(number)
         used[number] = sum(int(fields[at]) for at in (_USER, _SYSTEM, _CHILDREN_USER, _CHILDREN_SYSTEM))
-    ticks, waiting = 0, [pid]
+    found, waiting = dict[int, float](), [pid]
     while waiting:
         number = waiting.pop()
-        ticks += used.get(number, 0)
+        found[number] = used.get(number, 0) * _TICK
         waiting += children.get(number, [])
-    return ticks * _TICK
+    return found

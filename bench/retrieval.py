@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.harness import Result, figure, interleaved, rate, ratio, result
+from bench.retrieval_costs import Costs, batches
 from bench.retrieval_load import Outcome, load
 from bench.retrieval_peer import plain_server
 from retrieval_service.config import RetrievalConfig
@@ -50,8 +51,8 @@ def run(documents: int = DOCUMENTS, repetitions: int = 3) -> Result:
         build_s = _build(folder, documents, config)
         queries = _queries(documents)
         with _peer(str(folder), config, peer_port, threads), _service(folder, config) as handle:
+            more_figures, more_ratios = _http(port, peer_port, queries, repetitions)  # first: its batches are counted
             figures, ratios = _library(folder, config, handle, queries, repetitions)
-            more_figures, more_ratios = _http(port, peer_port, queries, repetitions)
             crowd_figures, crowd_ratios = _crowd(port, queries)
             cached_figures, cached_ratios = _remembered(folder, config, queries, repetitions)
     return result(
@@ -113,13 +114,15 @@ def _library(
 
 def _http(port: int, peer_port: int, queries: Iterator[str], repetitions: int) -> tuple[list[Result], list[Result]]:
     outcomes: dict[str, list[Outcome]] = {"service": [], "plain": []}
+    costs = {name: Costs(name) for name in outcomes}
 
     def over(name: str, at: int) -> Callable[[], float]:
         def once() -> float:
             # Dense for both: the plain server has no words to look for.
             mode = {"mode": "dense"} if name == "service" else {}
             bodies = [{"query": query, "k": K, **mode} for query in islice(queries, HTTP_QUERIES)]
-            outcomes[name].append(load(f"http://127.0.0.1:{at}/search", bodies, IN_FLIGHT))
+            with costs[name].counted(len(bodies)):
+                outcomes[name].append(load(f"http://127.0.0.1:{at}/search", bodies, IN_FLIGHT))
             return outcomes[name][-1].seconds
 
         return once
@@ -133,6 +136,8 @@ def _http(port: int, peer_port: int, queries: Iterator[str], repetitions: int) -
             figure("service, 99th percentile", _p99_ms(outcomes["service"]), "ms"),
             figure("plain server, 99th percentile", _p99_ms(outcomes["plain"]), "ms"),
             *(figure(f"requests lost by {name}", lost[name], "requests") for name in lost),
+            *batches(port),
+            *(each for name in costs for each in costs[name].figures()),
         ],
         [ratio("service / plain server, queries a second", times["plain"].median / times["service"].median, 3.0)],
     )
@@ -221,10 +226,11 @@ def _queries(documents: int) -> Iterator[str]:
 
 @contextmanager
 def _service(folder: Path, config: RetrievalConfig) -> Iterator[Any]:
-    from retrieval_service.serving import ENVIRONMENT
+    from retrieval_service.serving import ENVIRONMENT, allow_many_connections
 
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
+    allow_many_connections()  # of the clients, which are in this process
     import ray
     from ray import serve
 

@@ -258,15 +258,16 @@ def extract(
 
     from medr3.synthesis.extraction import extract as run_extraction
     from medr3.synthesis.producing import REPLY_S, as_judge
-    from retrieval_service.corpus import CorpusError, read_jsonl
+    from tasks.corpora import read_corpus
+    from tasks.rows import FileRefused
 
     server = endpoint_of(endpoint, model, api_key_env, timeout, attempts, "chat")
     if server is None:
         raise UserError("--endpoint: name the server of the model that reads")
     try:
-        read = list(islice(read_jsonl(corpus), documents))
-    except (CorpusError, OSError) as error:
-        raise UserError(f"{corpus}: {error}") from None
+        read = list(islice(read_corpus(corpus), documents))
+    except (FileRefused, OSError) as error:
+        raise UserError(str(error)) from None
     if not read:
         raise UserError(f"{corpus}: is empty")
     counts = asyncio.run(run_extraction(read, as_judge(server, EXTRACTED_TOKENS, REPLY_S), out, say))

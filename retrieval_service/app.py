@@ -66,6 +66,11 @@ def deploy(index_folder: Path, config: RetrievalConfig, app_name: str) -> Deploy
     return handle
 
 
+def handle_of(app_name: str) -> DeploymentHandle[Any]:
+    """A handle to an application that may still be on its way: it can be handed on at once, and a search waits for a replica."""
+    return DeploymentHandle(REPLICA, app_name)
+
+
 def undeploy(app_name: str) -> None:
     """Takes the application down and waits until it is gone. Serve itself stays, for others may use it."""
     serve.delete(app_name)

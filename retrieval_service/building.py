@@ -28,7 +28,7 @@ from retrieval_service.dense import DenseIndex
 from retrieval_service.encoders import Encoder, HashedNgrams, load_encoder
 from retrieval_service.encoding import Work, encode
 from retrieval_service.identity import identity, scopes_of
-from retrieval_service.ladder import AUTO, choose
+from retrieval_service.ladder import AUTO, chosen
 from retrieval_service.manifest import Identity, IndexManifest, IndexRefused, Origin
 from retrieval_service.postings import write_lexical
 from retrieval_service.staging import INDEX, Rows, Staged, Tell, stage, write_whole
@@ -125,11 +125,11 @@ def _build(
     target = unfinished / INDEX
     target.mkdir(exist_ok=True)
     staged = Staged.found(unfinished) or stage(source.read(), unfinished, tell, parent.rows if parent else None)
-    factory = choose(staged.rows, encoder.dimensions) if config.factory == AUTO else config.factory
+    config = chosen(config, staged.rows, encoder.dimensions)
     reused = parent.folder if parent and not isinstance(encoder, HashedNgrams) else None  # those learn from the whole corpus
     work = Work(staged, config.model_dump_json(), reused)
     shards = encode(work, workers, tell)
-    recall = _build_dense(shards, staged, target, config, factory, tell)
+    recall = _build_dense(shards, staged, target, config, tell)
     tell("words", 0, staged.batches)
     tokens = write_lexical(
         [work.words(batch) for batch in range(staged.batches)],
@@ -140,7 +140,7 @@ def _build(
     )
     tell("checksums", 0, 0)
     built = IndexManifest(
-        identity=identity(encoder, config, factory),
+        identity=identity(encoder, config, config.factory),
         corpus_hash=staged.corpus_hash,
         documents=staged.rows,
         collections=dict(staged.collections),
@@ -154,16 +154,14 @@ def _build(
     return _put_in_place(target, folder, built)
 
 
-def _build_dense(
-    shards: VectorShards, staged: Staged, target: Path, config: RetrievalConfig, factory: str, tell: Tell
-) -> dict[str, float]:
+def _build_dense(shards: VectorShards, staged: Staged, target: Path, config: RetrievalConfig, tell: Tell) -> dict[str, float]:
     """Writes the FAISS index, and beside one that is not exact the vectors; returns its recall."""
     tell("nearest", 0, staged.batches)
     index = DenseIndex.build(
-        shards, factory, config.nprobe, config.ef_search, lambda done: tell("nearest", done, staged.batches)
+        shards, config.factory, config.nprobe, config.ef_search, lambda done: tell("nearest", done, staged.batches)
     )
     index.save(target)
-    if factory == "Flat":
+    if config.factory == "Flat":
         return {}
     shards.save(target / VECTORS_FILE)
     tell("recall", 0, 0)

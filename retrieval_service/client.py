@@ -2,7 +2,7 @@
 
 ::
 
-    search(q1) ─┐ coalesce_s                       ┌─▶ result, or RetrievalError     the replica failed, or said that it cannot
+    search(q1) ─┐ coalesced                        ┌─▶ result, or RetrievalError     the replica failed, or said that it cannot
     search(q2) ─┼──────────▶ breaker ─ handle call ┼─▶ RetrievalRejected             the queue is full, and stayed so
     search(q3) ─┘              │         ▲  │      └─▶ RetrievalTimeout              each caller keeps its own deadline
                                │         └──┘ lost or rejected: again, within the retry budget
@@ -39,6 +39,10 @@ _LOST = (RayActorError, WorkerCrashedError, ObjectLostError, ReplicaUnavailableE
 _FIRST_PAUSE_S = 0.1  # then twice as long each time, at random between half and all of it, so that clients do not return as one
 _LOOK_AGAIN_S = 0.2  # a probe that succeeds lets the others go within this
 _SHOWN_CHARACTERS = 80  # of the query, in error messages
+# On their way per replica, before searches wait for one to come back. Every message costs its sender and the replica about a
+# millisecond, which adds up where searches take long; few would leave the replica idle between them.
+_MESSAGES = 8
+_LONGEST_PAUSE_S = 0.05  # a message that does not come back holds nobody up for longer
 
 
 class _Waiting(NamedTuple):
@@ -50,7 +54,7 @@ class RetrievalClient:
     """Searches through a Serve handle, inside any asyncio program. Every search ends with a result or a RetrievalError.
 
     `counts` says how many searches there were, how many were answered from memory (`cached`) or by one half of the hybrid alone
-    (`degraded`), and how many failed, by the name of the error; `retried` counts messages.
+    (`degraded`), and how many failed, by the name of the error; `messages` and `retried` count messages.
 
     Example:
         handle = deploy(folder, config, "retrieval")          # anywhere in the cluster
@@ -75,7 +79,7 @@ class RetrievalClient:
         if len(self._pending) >= self._config.max_batch:
             self._send_pending()
         elif self._timer is None:
-            self._timer = asyncio.get_running_loop().call_later(self._config.coalesce_s, self._send_pending)
+            self._timer = asyncio.get_running_loop().call_later(self._pause_s(), self._send_pending)
         return await self._answered(query, answer)
 
     async def search_together(self, queries: Sequence[SearchQuery]) -> list[SearchResult | RetrievalError]:
@@ -124,6 +128,11 @@ class RetrievalClient:
         if self._loop is not loop:
             self._loop, self._pending, self._timer, self._sending = loop, [], None, set()
 
+    def _pause_s(self) -> float:
+        """How long searches are collected: a moment, or until one of many messages comes back."""
+        busy = len(self._sending) >= _MESSAGES * self._config.replicas
+        return max(self._config.coalesce_s, _LONGEST_PAUSE_S) if busy else self._config.coalesce_s
+
     def _send_pending(self) -> None:
         if self._timer is not None:
             self._timer.cancel()
@@ -131,6 +140,7 @@ class RetrievalClient:
         self._start(batch)
 
     def _start(self, batch: list[_Waiting]) -> None:
+        self.counts["messages"] += 1
         task = asyncio.get_running_loop().create_task(self._send(batch))
         self._sending.add(task)
         task.add_done_callback(lambda ended: self._settle(ended, batch))
@@ -188,12 +198,20 @@ class RetrievalClient:
     def _settle(self, task: asyncio.Task[None], batch: list[_Waiting]) -> None:
         """However the sender ended, nobody is left waiting. Those that wait no more are past their deadline."""
         self._sending.discard(task)
+        self._hurry()
         error = asyncio.CancelledError("cancelled") if task.cancelled() else task.exception()
         if error is None:
             return
         for waiting in batch:
             if not waiting.answer.done():
                 waiting.answer.set_exception(_typed(error))
+
+    def _hurry(self) -> None:
+        """A message came back: who waited for that goes with those who ask next because of it."""
+        loop = asyncio.get_running_loop()
+        if self._timer is not None and self._loop is loop and self._timer.when() > loop.time() + self._pause_s():
+            self._timer.cancel()
+            self._timer = loop.call_later(self._pause_s(), self._send_pending)
 
 
 def _hand_out(answers: list[Answer], wanted: list[_Waiting]) -> None:

@@ -54,7 +54,9 @@ class RetrievalConfig(BaseModel):
     )
     replica_resources: dict[str, float] = Field(default_factory=dict, description="custom Ray resources that one replica takes")
     max_batch: int = Field(default=256, ge=1)
-    batch_wait_s: float = Field(default=0.002, ge=0)
+    batch_wait_s: float = Field(
+        default=0.0, ge=0, description="how long a replica that has nothing to do waits for more than the first search"
+    )
     max_queued: int = Field(default=4096, ge=1, description="requests beyond this are rejected with a retry-after")
     cache_entries: int = Field(default=16_384, ge=0, description="answers that one replica remembers; 0: none")
     deadline_s: float = Field(default=10.0, gt=0, description="a search that takes longer voids its episode")

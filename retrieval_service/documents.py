@@ -58,15 +58,20 @@ def write(batches: Iterable[pa.RecordBatch], path: Path) -> None:
             writer.write_batch(batch)
 
 
-def gather(batches: Sequence[pa.RecordBatch], rows: Rows, batch_rows: int) -> pa.RecordBatch:
+def gather(
+    batches: Sequence[pa.RecordBatch], rows: Rows, batch_rows: int, names: Sequence[str] = SCHEMA.names
+) -> pa.RecordBatch:
     """The given rows in the given order. Batch by batch, because Arrow's own `take` joins all chunks of a text column first."""
+    wanted = list(names)
     order = np.argsort(rows, kind="stable")
     ordered = rows[order]
     numbers, local = ordered // batch_rows, ordered % batch_rows
     edges = np.flatnonzero(np.diff(numbers, prepend=-1, append=-1))
-    parts = [batches[numbers[start]].take(pa.array(local[start:stop])) for start, stop in pairwise(edges.tolist())]
+    parts = [
+        batches[numbers[start]].select(wanted).take(pa.array(local[start:stop])) for start, stop in pairwise(edges.tolist())
+    ]
     if not parts:
-        return batches[0].slice(0, 0)
+        return batches[0].select(wanted).slice(0, 0)
     back = np.empty_like(order)
     back[order] = np.arange(len(order))
     return pa.concat_batches(parts).take(pa.array(back))
@@ -99,6 +104,11 @@ class Documents:
             raise ValueError(f"its columns are {', '.join(reader.schema.names)}, not {', '.join(SCHEMA.names)}")
         return cls([reader.get_batch(i) for i in range(reader.num_record_batches)])
 
+    def check(self) -> None:
+        """A ValueError where a text does not lie where its column says: a file may have been made to be read beyond its end."""
+        for batch in self._batches:
+            batch.validate(full=True)
+
     def __len__(self) -> int:
         return int(self._starts[-1])
 
@@ -117,8 +127,7 @@ class Documents:
 
     def fields(self, rows: Rows, names: Sequence[str]) -> dict[str, list[Any]]:
         """The values of some columns, in the order of `rows`."""
-        narrow = [batch.select(list(names)) for batch in self._batches]
-        return gather(narrow, np.asarray(rows, dtype=np.int64), self._batch_rows).to_pydict()
+        return gather(self._batches, np.asarray(rows, dtype=np.int64), self._batch_rows, names).to_pydict()
 
     @property
     def _batch_rows(self) -> int:

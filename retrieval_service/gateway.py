@@ -17,6 +17,7 @@ from retrieval_service.client import RetrievalClient
 from retrieval_service.config import RetrievalConfig, is_loopback
 from retrieval_service.http_api import make_api
 from retrieval_service.http_guard import Guard, read_token
+from retrieval_service.serving import allow_many_connections
 
 _BACKLOG = 4096  # connections that arrive within one turn of the event loop; the kernel's own bound is the same by default
 _KEEP_ALIVE_S = 30  # longer than an episode thinks between two searches
@@ -53,6 +54,7 @@ class Gateway:
                 ws="none",
             )
         )
+        allow_many_connections()
         listening = bound_socket(config.http_host, config.http_port)
         self._serving = asyncio.create_task(self._server.serve(sockets=[listening]))
         async with asyncio.timeout(_START_TIMEOUT_S):

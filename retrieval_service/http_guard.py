@@ -20,6 +20,7 @@ App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 OPEN_PATHS = frozenset({"/health"})  # for load balancers, which have no token; it tells nothing but whether we are alive
 LARGEST_BODY = 4 * 2**20  # bytes; the largest batch that is allowed fits, with queries of a thousand characters
+POLICY_VIOLATION = 1008  # of RFC 6455
 SHORTEST_TOKEN = 16  # characters; less can be tried out
 LOCAL_NAMES = frozenset({"localhost", "127.0.0.1", "[::1]"})
 
@@ -48,6 +49,9 @@ class Guard:
         self._app, self._token, self._largest = app, token.encode(), largest_body
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "websocket":  # nothing behind this speaks it, and it would come in unasked
+            await send({"type": "websocket.close", "code": POLICY_VIOLATION})
+            return
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return

@@ -12,6 +12,7 @@ from retrieval_service.types import LARGEST_K, LONGEST_QUERY, Filters, Hit, Sear
 
 # A trainer that speaks Search-R1's protocol sends the queries of a whole batch at once: 512 prompts × 5 samples and some.
 MOST_QUERIES = 4096
+SHOWN_CHARACTERS = 200  # of one part of a problem
 SEARCH_R1_K = 3  # documents where the request does not say how many
 _UNPRINTABLE = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]")  # tabs and line breaks are text
 
@@ -39,6 +40,11 @@ class AskedFilters(Filters):
     publication_types: tuple[Annotated[Text, Field(max_length=200)], ...] = Field(default=(), max_length=64, strict=False)
 
 
+def _our_own(asked: AskedFilters) -> Filters:
+    """The checked filters as ours, for those of two types are never equal: not to no filters, nor to those of a remembered answer."""
+    return Filters.model_construct(**dict(asked))
+
+
 class AskedQuery(SearchQuery):
     """A query, as a stranger may ask it. Mode "id" looks a document up by its id."""
 
@@ -46,7 +52,7 @@ class AskedQuery(SearchQuery):
 
     query: Annotated[Text, AfterValidator(_asks_something)] = Field(min_length=1, max_length=LONGEST_QUERY)
     collection: Text = Field(default="", max_length=200)
-    filters: AskedFilters = AskedFilters()
+    filters: Annotated[AskedFilters, AfterValidator(_our_own)] = Field(default=AskedFilters(), validate_default=True)
 
 
 class AskedTogether(BaseModel):
@@ -109,6 +115,12 @@ def search_r1_documents(hits: Sequence[Hit], scores: bool) -> list[dict[str, Any
 
 def in_one_sentence(errors: Sequence[Any]) -> str:
     """Validation errors for a person, without repeating what was sent: it may be a megabyte."""
-    shown = [f"{'.'.join(str(part) for part in each['loc'] if part != 'body') or 'body'}: {each['msg']}" for each in errors[:5]]
+    shown = [f"{_place(each['loc'])}: {' '.join(each['msg'].split())[:SHOWN_CHARACTERS]}" for each in errors[:5]]
     more = f"; and {len(errors) - 5} more" if len(errors) > 5 else ""
     return "; ".join(shown) + more
+
+
+def _place(location: Sequence[object]) -> str:
+    """Dotted; a stranger's own name of a field may be anything."""
+    said = ".".join(str(part) for part in location if part != "body")
+    return " ".join(said.split())[:SHOWN_CHARACTERS] or "body"

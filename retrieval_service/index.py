@@ -30,7 +30,7 @@ from retrieval_service.encoders import WEIGHTS_FILE, Encoder, HashedNgrams, load
 from retrieval_service.encoding import contents
 from retrieval_service.halves import Halves, Stages
 from retrieval_service.identity import expected_identity, scopes_of
-from retrieval_service.lexical import LexicalIndex
+from retrieval_service.lexical import VOCABULARY_FILE, LexicalIndex
 from retrieval_service.manifest import IndexManifest, IndexRefused
 from retrieval_service.ranking import NOTHING, Half, Ranking, Rows, fuse, with_authority
 from retrieval_service.types import LARGEST_K, Filters, Hit, SearchQuery, SearchResult, UnknownCollection
@@ -118,12 +118,18 @@ class HybridIndex:
             if isinstance(encoder, HashedNgrams):
                 encoder = encoder.load(folder)
             file = DENSE_FILE
-            dense_index = DenseIndex.load(folder, built.documents, encoder.dimensions, config.nprobe, config.ef_search)
+            part = built.identity
+            dense_index = DenseIndex.load(folder, built.documents, part.dimensions, part.nprobe, part.ef_search)
             file = store.FILE
             documents = Documents.open(folder / store.FILE)
-        except (OSError, ValueError) as error:
+            documents.check()
+            if len(documents) != built.documents:
+                raise ValueError(f"it holds {len(documents)} documents, not {built.documents}")
+            file = VOCABULARY_FILE
+            lexical_index = LexicalIndex.load(folder)
+        except (OSError, ValueError, TypeError) as error:
             raise IndexRefused(f"{folder / file}: {error}; build the index again") from error
-        return cls(built, documents, dense_index, LexicalIndex.load(folder), encoder, config)
+        return cls(built, documents, dense_index, lexical_index, encoder, config)
 
     def missing(self, ids: set[str]) -> set[str]:
         """Which of these documents the index does not hold."""
@@ -179,7 +185,9 @@ class HybridIndex:
             raise lost.error  # a query that asked for this half alone has nothing to fall back on
 
         with self.stages.timing("fuse"):
-            ranking = self._fused(queries, modes, by_dense, by_words)
+            ranking = Ranking.empty(len(queries), width)
+            if len(hybrid := np.flatnonzero(modes == "hybrid")):
+                ranking.put(hybrid, self._fused([queries[i] for i in hybrid], by_dense.of(hybrid), by_words.of(hybrid)))
             for mode, half in (("dense", by_dense), ("lexical", by_words)):
                 ranking.put(np.flatnonzero(modes == mode), half.of(modes == mode))
             for i in np.flatnonzero(modes == "id"):
@@ -187,19 +195,18 @@ class HybridIndex:
         with self.stages.timing("fetch"):
             return self._results(queries, ranking, degraded=lost is not None)
 
-    def _fused(self, queries: Sequence[SearchQuery], modes: npt.NDArray, by_dense: Ranking, by_words: Ranking) -> Ranking:
+    def _fused(self, queries: Sequence[SearchQuery], by_dense: Ranking, by_words: Ranking) -> Ranking:
         dense_weight, lexical_weight = self._weights
         halves = (Half(by_dense, dense_weight), Half(by_words, lexical_weight, _LEXICAL_SHARPNESS))
         ranking = fuse(halves, by_dense.rows.shape[1])
-        hybrid = np.flatnonzero(modes == "hybrid")
         if self._reranker is not None:
-            for i in hybrid:
-                rows = ranking.rows[i][ranking.rows[i] != NOTHING][: max(self._rerank_candidates, queries[i].k)]
+            for i, query in enumerate(queries):
+                rows = ranking.rows[i][ranking.rows[i] != NOTHING][: max(self._rerank_candidates, query.k)]
                 found = self._documents.fields(rows, ["title", "text"])
                 texts = [contents(*pair) for pair in zip(found["title"], found["text"], strict=True)]
-                ranking.reorder(i, rows, self._reranker.scores(queries[i].query, texts))
+                ranking.reorder(i, rows, self._reranker.scores(query.query, texts))
         if self._authority is not None:
-            ranking.put(hybrid, with_authority(ranking.of(hybrid), self._authority, self._authority_weight))
+            ranking = with_authority(ranking, self._authority, self._authority_weight)
         return ranking
 
     def _named(self, document_id: str, place: int, mask: Mask | None) -> tuple[int, float]:

@@ -10,10 +10,12 @@ from typing import Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from retrieval_service.ladder import AUTO
+from retrieval_service.ladder import AUTO, effort
 
 FILE = "manifest.json"
 SCHEMA_VERSION = 2
+SHOWN_CHARACTERS = 300  # of what is wrong with a manifest
+READ = frozenset({".arrow", ".faiss", ".json", ".npy"})  # what an index's files end with
 
 
 class IndexRefused(Exception):
@@ -104,6 +106,7 @@ class IndexManifest(BaseModel):
             manifest = cls.model_validate_json(content)
         except ValidationError as error:
             wrong = ", ".join(sorted({".".join(map(str, part["loc"])) or "JSON" for part in error.errors()}))
+            wrong = " ".join(wrong.split())[:SHOWN_CHARACTERS]
             raise IndexRefused(
                 f"{path} is not a manifest of schema version {SCHEMA_VERSION} (wrong: {wrong}); build the index again"
             ) from error
@@ -112,10 +115,12 @@ class IndexManifest(BaseModel):
         return manifest
 
     def require(self, expected: Identity, folder: Path) -> None:
-        """Refuses an index that was built in any other way than expected; an automatic factory is whichever was chosen."""
+        """Refuses an index that was built in any other way than expected; an automatic factory is whichever was chosen, with its effort."""
         for name in Identity.model_fields:
             built, wanted = getattr(self.identity, name), getattr(expected, name)
-            if (name, wanted) == ("factory", AUTO):
+            if expected.factory == AUTO and (
+                name == "factory" or (name == "ef_search" and built == effort(self.identity.factory, expected.ef_search))
+            ):
                 continue
             if isinstance(built, Part) and built != wanted:
                 name, built, wanted = _differing(name, built, wanted)
@@ -126,7 +131,13 @@ class IndexManifest(BaseModel):
                 )
 
     def verify_files(self, folder: Path) -> None:
-        """Refuses an index of which any byte has changed."""
+        """Refuses an index of which any byte has changed, or which reads anything but its own files."""
+        for name in sorted(self.files):
+            if Path(name).name != name or (folder / name).is_symlink():
+                raise IndexRefused(f"{folder / FILE} names {name!r}, which is no file of that folder; build the index again")
+        strange = [path.name for path in folder.iterdir() if path.suffix in READ and path.name not in {*self.files, FILE}]
+        if strange:
+            raise IndexRefused(f"{folder / min(strange)} is no part of the index, and would be read: remove it")
         for name, checksum in self.files.items():
             try:
                 found = file_checksum(folder / name)

@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from retrieval_service.types import LONGEST_QUERY
 
 Grades = Mapping[str, int]
+SHOWN_CHARACTERS = 300  # of what is wrong with a line
 
 
 class LabelledQuery(BaseModel):
@@ -69,7 +70,8 @@ def read_labelled(path: Path) -> list[LabelledQuery]:
                 except ValidationError as error:
                     first = error.errors(include_url=False)[0]
                     where = ".".join(map(str, first["loc"]))
-                    raise LabelsRefused(f"{path}, line {number}: {f'{where}: ' if where else ''}{first['msg']}") from None
+                    said = " ".join(f"{f'{where}: ' if where else ''}{first['msg']}".split())[:SHOWN_CHARACTERS]
+                    raise LabelsRefused(f"{path}, line {number}: {said}") from None
     except OSError as error:
         raise LabelsRefused(f"{path}: {error.strerror}: name a file of labelled queries") from None
     if not queries:

@@ -47,6 +47,15 @@ class Ranking:
         self.rows[query], self.scores[query] = NOTHING, 0.0
         self.rows[query, : len(rows)], self.scores[query, : len(rows)] = rows[order], scores[order]
 
+    def put_best(self, query: int, rows: Rows, scores: Scores) -> None:
+        """One query gets the best of these rows, as many as there are places; scores that differ in their last bits are equal."""
+        places, rounded = self.rows.shape[1], scores.astype(np.float32)
+        if len(rows) > places:  # few are sorted
+            kept = rounded >= np.partition(rounded, len(rows) - places)[len(rows) - places]
+            rows, scores, rounded = rows[kept], scores[kept], rounded[kept]
+        order = np.lexsort((rows, -rounded))[:places]
+        self.rows[query, : len(order)], self.scores[query, : len(order)] = rows[order], scores[order]
+
 
 class Half(NamedTuple):
     """One half of a hybrid search. `sharpness` says how fast a place loses weight with its score."""
@@ -65,15 +74,9 @@ def best_positive(scores_bn: Scores, places: int) -> Ranking:
     """
     queries, columns = scores_bn.shape
     ranking = Ranking.empty(queries, min(places, columns))
-    # Line by line, because most documents share no word with a query: only the others are looked at, and few of them are sorted.
-    for query, line in enumerate(scores_bn.astype(np.float32)):
+    for query, line in enumerate(scores_bn):
         found = np.flatnonzero(line > 0)
-        scores = line[found]
-        if len(found) > places:
-            kept = scores >= np.partition(scores, len(scores) - places)[len(scores) - places]
-            found, scores = found[kept], scores[kept]
-        best = found[np.lexsort((found, -scores))[:places]]
-        ranking.rows[query, : len(best)], ranking.scores[query, : len(best)] = best, scores_bn[query, best]
+        ranking.put_best(query, found, line[found])
     return ranking
 
 

@@ -18,12 +18,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ray import serve
-
 from retrieval_service.answering import Answering
 from retrieval_service.cache import CacheKey
 from retrieval_service.config import RetrievalConfig
 from retrieval_service.index import HybridIndex
+from retrieval_service.merging import Merger
 from retrieval_service.messages import Answer, ReplicaStats, SearchFailure
 from retrieval_service.meter import Meter
 from retrieval_service.types import Hit, SearchQuery
@@ -63,9 +62,9 @@ class _Part(NamedTuple):
     keys: Sequence[CacheKey]
     arrived: float
 
-
-def _queries_in(parts: list[_Part]) -> int:
-    return sum(len(part.queries) for part in parts)
+    @property
+    def size(self) -> int:
+        return len(self.queries)
 
 
 class Replica:
@@ -80,6 +79,7 @@ class Replica:
         self._flights: set[asyncio.Task[None]] = set()  # the event loop keeps no strong reference to its tasks
         # One thread: a batch keeps the cores busy anyway, and the event loop stays free for health checks and remembered answers.
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="search")
+        self._merger: Merger[_Part, list[Answer]] = Merger(self._search_together, most=1)
 
     async def reconfigure(self, settings: dict[str, Any]) -> None:
         """The first index is loaded before the replica counts as started. Every other one is loaded beside the searches."""
@@ -102,9 +102,7 @@ class Replica:
         self._take(served)
 
     def _take(self, served: Served) -> None:
-        merged: Any = self._merged  # the decorator's methods are not in its types
-        merged.set_max_batch_size(served.config.max_batch)
-        merged.set_batch_wait_timeout_s(served.config.batch_wait_s)
+        self._merger.most, self._merger.wait_s = served.config.max_batch, served.config.batch_wait_s
         self._served, self._refused = served, ""
 
     async def search(self, queries: list[SearchQuery]) -> list[Answer]:
@@ -151,15 +149,14 @@ class Replica:
         """Every future that was promised gets an answer, however the search ends."""
         keys, arrived, step = list(wanted), time.perf_counter(), served.config.max_batch
         parts = [keys[start : start + step] for start in range(0, len(keys), step)]
-        calls = [self._merged(_Part(served, [wanted[key] for key in part], part, arrived)) for part in parts]
+        calls = [self._merger.submit(_Part(served, [wanted[key] for key in part], part, arrived)) for part in parts]
         for part, found in zip(parts, await asyncio.gather(*calls, return_exceptions=True), strict=True):
             if isinstance(found, BaseException):
                 found = [SearchFailure(f"the search failed: {type(found).__name__}: {found}")] * len(part)
             for key, answer in zip(part, found, strict=True):
                 served.flying.pop(key).set_result(answer)
 
-    @serve.batch(batch_size_fn=_queries_in)
-    async def _merged(self, parts: list[_Part]) -> list[list[Answer]]:
+    async def _search_together(self, parts: Sequence[_Part]) -> list[list[Answer]]:
         """Parts of one index are searched together; there are two only around a swap."""
         if delay_s := parts[0].served.config.inject_delay_s:
             await asyncio.sleep(delay_s)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
+import resource
 import signal
 import threading
 from collections.abc import Callable
@@ -17,6 +18,7 @@ from types import FrameType
 from retrieval_service.config import RetrievalConfig
 from retrieval_service.identity import config_of
 from retrieval_service.manifest import IndexManifest, IndexRefused
+from security.local_ray import stay_on_this_machine
 
 APP = "medr3-retrieval"
 _LOOK_S = 1.0  # how often the link is read; a new index is loaded for seconds anyway
@@ -34,6 +36,12 @@ ENVIRONMENT = {
 
 class RayNotStarted(Exception):
     """The machine has no room for it, or is too busy."""
+
+
+def allow_many_connections() -> None:
+    """Every connection takes a file descriptor, and many systems allow a process 1,024 of them unless it asks for more."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
 class Stop:
@@ -56,6 +64,7 @@ def serve_alone(index: Path, config: RetrievalConfig, say: Callable[[str], None]
     manifest = _checked(index, config)
     for name, value in ENVIRONMENT.items():  # before anything imports Ray, which reads some of it then
         os.environ.setdefault(name, value)
+    stay_on_this_machine()
     import ray
     from ray import serve
 

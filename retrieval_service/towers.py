@@ -234,8 +234,10 @@ def _load(folder: Path, kind: Any) -> tuple[Any, Any]:
     if not any(folder.glob("*.safetensors")):
         raise ModelRefused(f"{folder}: has no *.safetensors; other weight files may run code when opened: convert them first")
     disable_progress_bar()  # the build has its own
-    tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    model = kind.from_pretrained(folder, local_files_only=True, use_safetensors=True, dtype=torch.float32).eval()
+    tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    model = kind.from_pretrained(
+        folder, local_files_only=True, use_safetensors=True, trust_remote_code=False, dtype=torch.float32
+    ).eval()
     return tokenizer, model.to("cuda" if torch.cuda.is_available() else "cpu")
 
 

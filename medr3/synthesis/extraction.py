@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from medr3.errors import UserError
+from medr3.json_file import ANEW, as_written, read_object
 from rewards.config import JudgeConfig
 from rewards.findings import JudgeFailed
 from rewards.judge import Judge
@@ -78,10 +79,11 @@ def _resume(out: Path, state_path: Path, documents: Sequence[Document]) -> tuple
         with out.open("w", encoding="utf-8", newline="") as file:
             csv.writer(file).writerow(HEADER)
         return Counter(), 0, out.stat().st_size
-    state = json.loads(state_path.read_text(encoding="utf-8"))
-    if state["first"] != documents[0].id:
-        raise UserError(f"{out}: was begun with another corpus, whose first document is {state['first']!r}: name a new --out")
-    return Counter(state["counts"]), int(state["done"]), int(state["size"])
+    state = read_object(state_path, ANEW)
+    with as_written(state_path, ANEW):
+        if state["first"] != documents[0].id:
+            raise UserError(f"{out}: was begun with another corpus, whose first document is {state['first']!r}: {ANEW}")
+        return Counter(state["counts"]), int(state["done"]), int(state["size"])
 
 
 async def _read(model: Judge, document: Document) -> list[dict[str, str]] | None:

@@ -8,14 +8,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from medr3.errors import UserError
-from retrieval_service.corpus import CorpusError, read_jsonl
 from tasks.atlas.config import AtlasConfig
 from tasks.atlas.language import PHRASES
 from tasks.atlas.world import Atlas
+from tasks.corpora import read_corpus
 from tasks.graph.knowledge import KnowledgeGraph, Statement
 from tasks.graph.triples import BadRow, TriplesRefused, read_triples
 from tasks.graph.wording import sentence
 from tasks.questions import Document
+from tasks.rows import FileRefused
 
 COLLECTION = "graph"  # of documents that are written for triples without any
 
@@ -78,8 +79,8 @@ def write_corpus(path: Path, documents: Iterable[Document]) -> int:
 
 def _corpus(path: Path) -> dict[str, Document]:
     try:
-        return {document.id: document for document in read_jsonl(path)}
-    except (CorpusError, OSError) as error:
+        return {document.id: document for document in read_corpus(path)}
+    except (FileRefused, OSError) as error:
         raise UserError(f"--corpus: {error}") from None
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from functools import partial
@@ -14,11 +13,12 @@ from actors.tools import Searcher
 from medr3.config import RunConfig
 from medr3.errors import UserError
 from medr3.evaluation.serving import retrieval
+from medr3.json_file import read_object
 from medr3.synthesis.gate import IndexSearcher
 from medr3.synthesis.producing import CORPUS, INDEX, PHRASES_FILE, join_ray
 from retrieval_service.config import RetrievalConfig
-from retrieval_service.corpus import CorpusError, read_jsonl
 from retrieval_service.index import HybridIndex, IndexRefused
+from tasks.corpora import read_corpus
 from tasks.questions import Question
 from tasks.reading import read_questions
 from tasks.rows import FileRefused
@@ -46,7 +46,7 @@ def open_phrases(questions: Path) -> dict[str, str]:
     path = questions.parent / PHRASES_FILE
     if not path.is_file():
         return {}
-    found = json.loads(path.read_text(encoding="utf-8"))
+    found = read_object(path)
     return {str(relation): str(phrase) for relation, phrase in found.items()}
 
 
@@ -61,11 +61,11 @@ def open_search(questions: Path, corpus: Path | None, index: Path | None, config
         )
     try:
         if not folder.is_dir():
-            HybridIndex.build(read_jsonl(literature), folder, settings)
+            HybridIndex.build(read_corpus(literature), folder, settings)
         if config is not None:
             return partial(_served, folder, config)
         return partial(_local, HybridIndex.load(folder, settings))
-    except (IndexRefused, CorpusError) as error:
+    except (IndexRefused, FileRefused) as error:
         raise UserError(str(error)) from None
 
 

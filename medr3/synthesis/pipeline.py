@@ -20,6 +20,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from medr3.errors import UserError
+from medr3.json_file import ANEW, as_written, read_object
 from medr3.synthesis.gate import TOO_EASY, Solver
 from medr3.synthesis.material import Material
 from medr3.synthesis.writers import TemplateWriter, Writer
@@ -174,16 +175,17 @@ class Synthesis:
             for name in (QUESTIONS, REJECTED):
                 (self._folder / name).write_text("", encoding="utf-8")
             return 0
-        state = json.loads(path.read_text(encoding="utf-8"))
-        _same(self._folder, state["plan"], self._fingerprint)
-        for name, size in state["sizes"].items():
-            with (self._folder / name).open("r+b") as file:
-                file.truncate(size)
-        with (self._folder / QUESTIONS).open(encoding="utf-8") as lines:
-            self._seen = {_key(Question.model_validate_json(line)) for line in lines}
-        self.counts = Counter(state["counts"])
-        self._say(f"going on after {state['done']:,} slots")
-        return int(state["done"])
+        state = read_object(path, ANEW)
+        with as_written(path, ANEW):
+            _same(self._folder, state["plan"], self._fingerprint)
+            for name, size in state["sizes"].items():
+                with (self._folder / name).open("r+b") as file:
+                    file.truncate(size)
+            with (self._folder / QUESTIONS).open(encoding="utf-8") as lines:
+                self._seen = {_key(Question.model_validate_json(line)) for line in lines}
+            self.counts = Counter(state["counts"])
+            self._say(f"going on after {state['done']:,} slots")
+            return int(state["done"])
 
 
 def _seeds(material: Material, plan: Plan) -> list[list[int]]:

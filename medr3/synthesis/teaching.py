@@ -36,6 +36,7 @@ from medr3.errors import UserError
 from medr3.evaluation.endpoint import EndpointConfig, EndpointFailed, EndpointPolicy
 from medr3.evaluation.serving import ANY_LENGTH
 from medr3.evaluation.written import WrittenText
+from medr3.json_file import ANEW, as_written, read_object
 from retrieval_service.types import RetrievalError
 from tasks.open_ended import as_open
 from tasks.questions import AnswerKind, Question
@@ -228,13 +229,12 @@ class _Course:
         if not (out / STATE).exists():
             (out / REJECTED).write_text("", encoding="utf-8")
             return 0
-        state = json.loads((out / STATE).read_text(encoding="utf-8"))
-        for name, value in self._fingerprint().items():
-            if state["made"].get(name) != value:
-                raise UserError(
-                    f"{out}: was begun with {name} {state['made'].get(name)!r}, not {value!r}: name a new folder, --out"
-                )
-        with (out / REJECTED).open("r+b") as file:
-            file.truncate(state["rejected"])
-        self.counts = Counter(state["counts"])
-        return int(state["done"])
+        state = read_object(out / STATE, ANEW)
+        with as_written(out / STATE, ANEW):
+            for name, value in self._fingerprint().items():
+                if state["made"].get(name) != value:
+                    raise UserError(f"{out}: was begun with {name} {state['made'].get(name)!r}, not {value!r}: {ANEW}")
+            with (out / REJECTED).open("r+b") as file:
+                file.truncate(state["rejected"])
+            self.counts = Counter(state["counts"])
+            return int(state["done"])

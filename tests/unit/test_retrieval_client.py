@@ -1,11 +1,23 @@
-"""When a client may try again, and when it does not ask at all: any course of events."""
+"""When a client may try again, when it does not ask at all, and how much it sends together."""
 
 from __future__ import annotations
 
+import asyncio
+from typing import Any
+
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from ray import serve
 
 from retrieval_service.budgets import CircuitBreaker, RetryBudget
+from retrieval_service.client import RetrievalClient
+from retrieval_service.config import RetrievalConfig
+from retrieval_service.index import HybridIndex
+from retrieval_service.messages import Answer
+from retrieval_service.replica import Replica, settings_of
+from retrieval_service.types import SearchQuery, SearchResult
+from tasks.questions import Document
 
 EVENTS = st.lists(st.sampled_from(["failed", "succeeded", "wait"]), max_size=60)
 
@@ -55,3 +67,48 @@ def test_the_pause_doubles_while_probes_fail_and_starts_again_small() -> None:
     breaker.succeeded()
     breaker.failed(now), breaker.failed(now)
     assert (breaker.wait_s(now), breaker.opened) == (0.5, 2)
+
+
+SLOW = RetrievalConfig(dimensions=64, inject_delay_s=0.15)
+
+
+class Started(Replica):
+    """A replica behind a handle in this process, where Serve hands it no settings."""
+
+    def __init__(self, settings: dict[str, Any]) -> None:
+        super().__init__()
+        self._first = settings
+
+    async def search(self, queries: list[SearchQuery]) -> list[Answer]:
+        if self._served is None:
+            await self.reconfigure(self._first)
+        return await super().search(queries)
+
+
+@pytest.fixture(scope="module")
+def handle(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    folder = tmp_path_factory.mktemp("client") / "index"
+    HybridIndex.build([Document(id=f"d{i}", text=f"finding {i}") for i in range(60)], folder, SLOW)
+    deployment: Any = serve.deployment(name="Replica")(Started)
+    return serve.run(deployment.bind(settings_of(folder, SLOW)), name="client", route_prefix=None, _local_testing_mode=True)
+
+
+def test_while_messages_are_on_their_way_searches_are_collected_and_a_lone_one_leaves_at_once(handle: Any) -> None:
+    client = RetrievalClient(handle, SLOW)
+
+    async def scenario() -> None:
+        await client.search(SearchQuery(query="finding 59", k=1))  # the index is loaded
+        sent = client.counts["messages"]
+        lone = await client.search(SearchQuery(query="finding 58", k=1))
+        assert lone.latency_ms < 1e3 * (SLOW.inject_delay_s + 0.1)
+        waiting = []
+        for i in range(40):  # one every 5 ms, while a search takes 150: without collecting, every one would be a message
+            waiting.append(asyncio.create_task(client.search(SearchQuery(query=f"finding {i}", k=1))))
+            await asyncio.sleep(0.005)
+        found = await asyncio.gather(*waiting)
+        assert [result.hits[0].id for result in found if isinstance(result, SearchResult)] == [f"d{i}" for i in range(40)]
+        assert client.counts["messages"] - sent <= 20, client.counts
+        # Who came last waited for the search that was on, a pause, and its own.
+        assert found[-1].latency_ms < 1e3 * (3 * SLOW.inject_delay_s + 0.1)
+
+    asyncio.run(scenario())

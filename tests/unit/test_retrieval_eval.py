@@ -93,6 +93,8 @@ def test_the_sweep_knows_exact_search_and_draws_what_it_measured(built: Path) ->
     drawn = plot(points)
     assert drawn.startswith("<svg") and all(point["factory"] in drawn for point in points)
     assert drawn.count("<polyline") == len({point["factory"] for point in points})
+    four = plot([{"factory": f"kind {i}", "recall": 0.9, "per_second": 1.0} for i in range(4)])
+    assert all(f'"curve c{place}"' in four for place in range(4)), "every kind has a colour of its own"
 
 
 def test_queries_of_the_large_world_come_in_three_kinds_and_name_documents_that_are_there() -> None:

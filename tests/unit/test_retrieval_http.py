@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+import subprocess
+import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -21,13 +23,14 @@ from typer.testing import CliRunner
 from medr3.cli import app
 from medr3.errors import UserError
 from retrieval_service.answering import Answering
+from retrieval_service.cache import CacheKey
 from retrieval_service.config import RetrievalConfig
 from retrieval_service.http_api import Bound, Busy, make_api
 from retrieval_service.http_guard import Guard, read_token
-from retrieval_service.http_messages import MOST_QUERIES
+from retrieval_service.http_messages import MOST_QUERIES, AskedQuery
 from retrieval_service.index import HybridIndex
 from retrieval_service.mcp_endpoint import mcp_app
-from retrieval_service.types import RetrievalRejected, RetrievalTimeout, SearchQuery, SearchResult
+from retrieval_service.types import Filters, RetrievalRejected, RetrievalTimeout, SearchQuery, SearchResult
 from tasks.questions import Document
 from tests.local_searcher import LocalSearcher
 
@@ -309,3 +312,22 @@ def test_nothing_that_fits_or_breaks_the_openapi_description_makes_a_server_erro
             )()
     ours = {"GET /health", "GET /stats", "POST /search", "POST /search/batch", "GET /documents/{document_id}"}
     assert asked == ours | {"POST /retrieve"}
+
+
+def test_a_server_takes_as_many_connections_as_the_system_allows() -> None:
+    program = (
+        "import resource; from retrieval_service.serving import allow_many_connections;"
+        " resource.setrlimit(resource.RLIMIT_NOFILE, (100, 500)); allow_many_connections();"
+        " print(resource.getrlimit(resource.RLIMIT_NOFILE))"
+    )
+    told = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert told.stdout == "(500, 500)\n"
+
+
+@pytest.mark.parametrize("filters", [None, {}, {"year_from": 2001, "publication_types": ["rct"]}])
+def test_a_query_of_a_stranger_is_the_query_that_an_actor_would_ask(filters: dict[str, Any] | None) -> None:
+    """As another type, empty filters were taken for filters that let everything through: nothing was searched together."""
+    fields = {"query": "glucose", "k": 2} | ({} if filters is None else {"filters": filters})
+    asked, ours = AskedQuery.model_validate_json(json.dumps(fields)), SearchQuery.model_validate(fields)
+    assert asked.filters == ours.filters and (asked.filters == Filters()) is not bool(filters)
+    assert CacheKey.of(asked, "hash") == CacheKey.of(ours, "hash")

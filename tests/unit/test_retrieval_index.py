@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import random
 from collections.abc import Callable
 from pathlib import Path
@@ -19,6 +20,7 @@ from retrieval_service.cache import CacheKey
 from retrieval_service.config import RetrievalConfig
 from retrieval_service.encoders import HashedNgrams
 from retrieval_service.index import HybridIndex, IndexRefused, UnknownCollection
+from retrieval_service.ladder import LEAST_EF_SEARCH, Rung
 from retrieval_service.manifest import IndexManifest, file_checksum
 from retrieval_service.postings import K1, B
 from retrieval_service.types import SearchQuery
@@ -279,6 +281,18 @@ def test_a_damaged_or_foreign_index_is_refused(tmp_path: Path, damage: Callable[
 def test_an_index_of_another_configuration_is_refused(folder: Path, change: dict[str, object], reason: str) -> None:
     with pytest.raises(IndexRefused, match=reason):
         HybridIndex.load(folder, CONFIG.model_copy(update=change))
+
+
+def test_a_graph_that_the_ladder_chose_has_the_effort_that_it_needs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("retrieval_service.ladder.LADDER", (Rung(math.inf, "HNSW32,SQ8"),))
+    built = HybridIndex.build(corpus(), tmp_path / "index", CONFIG)
+    assert (built.identity.factory, built.identity.ef_search) == ("HNSW32,SQ8", LEAST_EF_SEARCH)
+    assert built.recall["32"] > 0.98
+    HybridIndex.load(tmp_path / "index", CONFIG)
+    with pytest.raises(IndexRefused, match="built with ef_search 512, wanted is 64"):
+        HybridIndex.load(tmp_path / "index", CONFIG.model_copy(update={"factory": "HNSW32,SQ8"}))
+    with pytest.raises(IndexRefused, match="built with ef_search 512, wanted is 600"):
+        HybridIndex.load(tmp_path / "index", CONFIG.model_copy(update={"ef_search": 600}))
 
 
 def test_an_index_of_another_encoder_or_analyzer_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -118,3 +118,51 @@ def test_a_misspelled_word_counts_as_one_word_and_a_known_one_as_itself(tmp_path
     assert meant("metformi") == {"metformin": 0.5, "metformim": 0.5}
     assert meant("metformim", place=1) == {"metformin": 1.0}, "what another collection knows is a slip in this one"
     assert meant("ibuprofen") == {} and set(words) == {"metformin", "metformim", "metformins", "aspirin"}
+
+
+@pytest.fixture(scope="module")
+def skewed(tmp_path_factory: pytest.TempPathFactory) -> LexicalIndex:
+    """Words as frequent as in language, so that queries have rare words and words of every second document."""
+    rng = random.Random(0)
+    words = [f"w{i}" for i in range(400)]
+    shares = [1 / (i + 1) for i in range(400)]
+    documents = [rng.choices(words, shares, k=rng.randint(3, 25)) for _ in range(3000)]
+    return _built(documents, [Scope("", 0, 3000), Scope("part", 500, 2500)], tmp_path_factory.mktemp("skewed"), 1024)
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    query=st.lists(st.integers(0, 399).map(lambda i: f"w{i}"), min_size=1, max_size=8),
+    places=st.integers(1, 40),
+    place=st.integers(0, 1),
+    admitted=st.sampled_from([1, 2, 7]),
+)
+def test_documents_that_are_left_out_early_are_not_among_the_best(
+    skewed: LexicalIndex, query: list[str], places: int, place: int, admitted: int
+) -> None:
+    scope = (Scope("", 0, 3000), Scope("part", 500, 2500))[place]
+    mask = np.arange(3000) % admitted == 0
+    summed = np.zeros(scope.stop - scope.start)
+    for token, weight in skewed.meant(query, place):
+        of_token = slice(*skewed.starts[place, token : token + 2])
+        summed[skewed.rows[of_token]] += weight * skewed.scores[of_token]
+    summed *= mask[scope.start : scope.stop]
+    wanted = np.sort(summed[summed > 0])[::-1][:places]
+    found = skewed.search([query], place, scope, places, mask if admitted > 1 else None)
+    rows = found.rows[0, found.rows[0] >= 0] - scope.start
+    assert len(set(rows.tolist())) == len(rows) == len(wanted)
+    np.testing.assert_allclose(found.scores[0, : len(rows)], wanted, rtol=1e-6)
+    np.testing.assert_allclose(summed[rows], wanted, rtol=1e-6)
+
+
+def test_most_of_a_common_word_is_never_read(skewed: LexicalIndex, monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[int] = []
+    looked_up = LexicalIndex._looked_up
+
+    def counted(self: LexicalIndex, found: np.ndarray, scores: np.ndarray, terms: list[object]) -> object:
+        read.append(len(found))
+        return looked_up(self, found, scores, terms)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(LexicalIndex, "_looked_up", counted)
+    skewed.search([["w0", "w150", "w200"]], 0, Scope("", 0, 3000), 10)
+    assert read and read[0] < 200 < skewed.starts[0, skewed.vocabulary["w0"] + 1] - skewed.starts[0, skewed.vocabulary["w0"]]

@@ -8,10 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from ray.serve._private.common import DeploymentID, ReplicaID
-from ray.serve._private.config import DeploymentConfig
-from ray.serve.context import ReplicaContext
-from ray.serve.schema import ReplicaRank
 
 from retrieval_service.config import RetrievalConfig
 from retrieval_service.index import HybridIndex
@@ -32,24 +28,10 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return {word: parent / word for word in ("old", "new")}
 
 
-@pytest.fixture(autouse=True)
-def _within_serve(monkeypatch: pytest.MonkeyPatch) -> None:
-    """`@serve.batch` asks which replica it is in, for its own metrics; all of it runs as it is."""
-    replica = ReplicaID("r", DeploymentID("Replica", "test"))
-    about = ReplicaContext(
-        replica, None, DeploymentConfig(max_ongoing_requests=10_000), ReplicaRank(rank=0, node_rank=0, local_rank=0), 1
-    )
-    monkeypatch.setattr("ray.serve.context._INTERNAL_REPLICA_CONTEXT", about)
-
-
 async def until(reached: Callable[[], bool]) -> None:
     async with asyncio.timeout(20):
         while not reached():  # noqa: ASYNC110  what is waited for ends in a thread
             await asyncio.sleep(0.01)
-
-
-# `@serve.batch` has one queue for a process, which belongs to one event loop: as in a replica, all is done in the same one.
-LOOP = asyncio.new_event_loop()
 
 
 def with_replica(folder: Path, scenario: Callable[[Replica], Awaitable[None]], **settings: Any) -> None:
@@ -59,7 +41,7 @@ def with_replica(folder: Path, scenario: Callable[[Replica], Awaitable[None]], *
         await replica.check_health()
         await scenario(replica)
 
-    LOOP.run_until_complete(run())
+    asyncio.run(run())
 
 
 def query(i: int, **more: Any) -> SearchQuery:
@@ -140,6 +122,19 @@ def test_beyond_the_bound_a_call_is_rejected_and_a_large_call_alone_is_not(folde
         assert (stats.rejected, stats.batches, stats.waiting) == (2, 3, 0) and stats.queue_p99_ms > 0
 
     with_replica(folders["old"], scenario, max_queued=8, max_batch=4, inject_delay_s=0.05)
+
+
+def test_what_comes_while_a_batch_is_searched_is_the_next_batch(folders: dict[str, Path]) -> None:
+    async def scenario(replica: Replica) -> None:
+        calls = []
+        for i in range(12):  # one every 10 ms, while a search takes 200
+            calls.append(asyncio.create_task(replica.search([query(i)])))
+            await asyncio.sleep(0.01)
+        answers = [answer for (answer,) in await asyncio.gather(*calls)]
+        assert [answer.hits[0].id for answer in answers if isinstance(answer, SearchResult)] == [f"d{i}" for i in range(12)]
+        assert replica.stats().batches <= 3, "the first alone, and then all that waited for it"
+
+    with_replica(folders["old"], scenario, inject_delay_s=0.2)
 
 
 def test_one_unknown_collection_harms_nobody_else(folders: dict[str, Path]) -> None:

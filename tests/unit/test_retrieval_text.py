@@ -1,12 +1,10 @@
-"""The analyzer, the embedded encoder and the corpus reader."""
+"""The analyzer and the embedded encoder."""
 
 from __future__ import annotations
 
-import json
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,7 +13,6 @@ from hypothesis import strategies as st
 
 from retrieval_service.analyzer import analyze, normalise, words
 from retrieval_service.config import RetrievalConfig
-from retrieval_service.corpus import CorpusError, read_jsonl
 from retrieval_service.encoders import HashedNgrams, load_encoder
 
 
@@ -85,47 +82,3 @@ def test_vectors_are_equal_in_another_process() -> None:
 def test_an_unknown_encoder_is_named() -> None:
     with pytest.raises(ValueError, match=r"retrieval\.encoder medcpt: is no folder; name one, or set it to 'hashed-ngrams'"):
         load_encoder(RetrievalConfig(encoder="medcpt"))
-
-
-def test_corpus_lines_of_medrag_and_of_this_system(tmp_path: Path) -> None:
-    path = tmp_path / "corpus.jsonl"
-    lines = [
-        {"id": "pubmed_1", "title": "T", "content": "C", "contents": "T. C", "PMID": 7},
-        {"id": "pubmed_2", "title": "", "content": "", "contents": "only contents"},
-        {
-            "id": "x",
-            "text": "own",
-            "collection": "c",
-            "publication_type": "rct",
-            "evidence_level": 2,
-            "year": 2020,
-            "title": None,
-        },
-    ]
-    path.write_text("\n\n".join(map(json.dumps, lines)) + "\n", encoding="utf-8")
-    first, second, third = read_jsonl(path)
-    assert (first.id, first.title, first.text) == ("pubmed_1", "T", "C")
-    assert second.text == "only contents"
-    assert (third.text, third.collection, third.evidence_level, third.year, third.title) == ("own", "c", 2, 2020, "")
-
-
-@pytest.mark.parametrize(
-    ("line", "reason"),
-    [
-        (b'{"id": "a", "text": "t"', "line 2: "),
-        (b'["id"]', "line 2: expected a JSON object, got list"),
-        (b'{"id": "a", "title": "t"}', "line 2: no text: one of"),
-        (b'{"id": "a", "text": "t", "evidence_level": 9}', "line 2: evidence_level: "),
-        (b'{"text": "t"}', "line 2: id: Field required"),
-        (b'{"id": "\xff"}', "line 2: 'utf-8' codec"),
-        (b"[" * 100_000, "line 2: "),
-    ],
-)
-def test_a_bad_line_is_named_with_its_number(tmp_path: Path, line: bytes, reason: str) -> None:
-    path = tmp_path / "corpus.jsonl"
-    path.write_bytes(b'{"id": "ok", "text": "fine"}\n' + line + b"\n")
-    documents = read_jsonl(path)
-    assert next(documents).id == "ok"
-    with pytest.raises(CorpusError) as error:
-        next(documents)
-    assert reason in str(error.value) and "\n" not in str(error.value)
