@@ -47,6 +47,7 @@ def engine_arguments(model_dir: str, config: EngineConfig, *, needs_text: bool, 
 
     return AsyncEngineArgs(
         model=model_dir,
+        load_format="safetensors",  # by default vLLM falls back to pickled weights
         skip_tokenizer_init=not needs_text,
         dtype=config.dtype,
         max_model_len=config.max_model_len,

@@ -23,6 +23,17 @@ def exit_with_parent() -> bool:
     return True
 
 
+def leave_no_semaphore() -> None:
+    """Progress bars of this process are guarded by a lock of its threads alone.
+
+    tqdm takes a semaphore of the system by default, which in a spawned process has a name in /dev/shm: an engine that is ended from
+    outside would leave one there at every start, for nothing else writes to its terminal.
+    """
+    from tqdm import tqdm
+
+    tqdm.set_lock(threading.RLock())
+
+
 def _exit_when_ready(sentinel: int) -> None:
     wait([sentinel])
     os._exit(1)

@@ -9,6 +9,9 @@ from urllib.parse import urlsplit
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from security.addresses import check_url
+from security.hiding import check_variable, is_secret_name
+
 FIELDS = ("query", "k")  # what a url or body template may name
 NAME = r"^[a-z][a-z0-9_-]{0,31}$"
 
@@ -63,11 +66,16 @@ class JsonApiConfig(BaseModel):
 
     @model_validator(mode="after")
     def _goes_where_it_should(self) -> Self:
-        parts = urlsplit(self.url)
-        if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise ValueError(f"url {self.url!r} must begin with http:// or https:// and name a host")
-        if "{" in parts.netloc or parts.username is not None:
-            raise ValueError(f"url {self.url!r}: neither {{query}} nor a password may stand in the host: use header_variables")
+        try:
+            check_url(self.url)
+        except ValueError as error:
+            raise ValueError(f"url {error}") from None
+        if "{" in urlsplit(self.url).netloc:
+            raise ValueError("url: {query} may not stand in the host, nor anything else that is filled in")
+        if secret := next((name for name in self.body or {} if is_secret_name(name)), ""):
+            raise ValueError(f"body: {secret} would end up in results: send it in a header, header_variables")
+        for variable in self.header_variables.values():
+            check_variable(variable)
         templates = [self.url, *_strings(self.body)]
         named = [field for template in templates for field in _named(template)]
         if unknown := sorted(set(named) - set(FIELDS)):

@@ -13,6 +13,8 @@ import httpx
 from actors.tools import ToolAnswer, ToolFailed, ToolRejected, ToolTimeout
 from actors.tools_config import JsonApiConfig
 from retrieval_service.types import Hit
+from security.answers import careful_client
+from security.hiding import hide, scrub
 from tasks.questions import Question
 
 Json = Any
@@ -29,7 +31,7 @@ class JsonApi:
         missing = [variable for variable in config.header_variables.values() if variable not in os.environ]
         if missing:
             raise ValueError(f"environment variable {missing[0]} is not set on this machine")
-        self._headers = {name: os.environ[variable] for name, variable in config.header_variables.items()}
+        self._headers = {name: hide(os.environ[variable]) for name, variable in config.header_variables.items()}
 
     async def call(self, arguments: str, question: Question) -> ToolAnswer:
         if not arguments.strip():
@@ -64,11 +66,7 @@ class JsonApi:
         loop = asyncio.get_running_loop()
         if self._client is None or self._loop is not loop:
             limits = httpx.Limits(max_connections=self._config.connections)
-            # Uncompressed: a bound on bytes is none where a few of them may unfold to many.
-            headers = {"Accept-Encoding": "identity", **self._headers}
-            self._client = httpx.AsyncClient(
-                headers=headers, limits=limits, timeout=self._config.deadline_s, follow_redirects=False
-            )
+            self._client = careful_client(headers=self._headers, limits=limits, timeout=self._config.deadline_s)
             self._loop = loop
         return self._client
 
@@ -95,7 +93,9 @@ class JsonApi:
         except LookupError:
             name = place
         id_ = name if isinstance(name, str) else json.dumps(name)
-        return Hit(id=f"{self._host}/{_sound(id_)}", text=_sound(text[: self._config.max_characters]), score=1 / (place + 1))
+        # A server that repeats a request's headers must not write their secrets into rows.
+        shown = _sound(scrub(text)[: self._config.max_characters])
+        return Hit(id=f"{self._host}/{_sound(scrub(id_))}", text=shown, score=1 / (place + 1))
 
     async def close(self) -> None:
         if self._client is not None and self._loop is asyncio.get_running_loop():

@@ -21,6 +21,7 @@ MOST_BYTES = 64 << 20  # of a table; some hundred thousand conditions
 NAMED = 20  # known contexts or findings that a note lists
 MOST_FINDINGS = 64  # of one call; a patient has fewer
 SHOWN_CHARACTERS = 80  # of a word that is not known
+SHOWN_REASON = 300  # characters of what is wrong with a table: it may quote a whole cell
 
 
 @dataclass(slots=True)
@@ -128,12 +129,12 @@ def read_table(raw: bytes, path: Path) -> Table:
             else:
                 condition.prior = float(probability)
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path}: {error}") from None
+        raise ValueError(f"{path}: {' '.join(str(error).split())[:SHOWN_REASON]}") from None
     if not table:
         raise ValueError(f"{path}: it holds no condition")
     for context, conditions in table.items():
         if not any(condition.prior for condition in conditions.values()):
-            raise ValueError(f"{path}: no condition of context {context!r} has a prior above 0")
+            raise ValueError(f"{path}: no condition of context {context[:SHOWN_CHARACTERS]!r} has a prior above 0")
     return table
 
 
@@ -152,10 +153,10 @@ def _json_rows(text: str) -> list[tuple[str, str, str, Any]]:
 
 def _csv_rows(text: str) -> list[tuple[str, str, str, Any]]:
     reader = csv.DictReader(io.StringIO(text), strict=True)
-    if reader.fieldnames != COLUMNS:
-        raise ValueError(f"the first line must be {','.join(COLUMNS)}")
     rows: list[tuple[str, str, str, Any]] = []
     try:
+        if reader.fieldnames != COLUMNS:
+            raise ValueError(f"the first line must be {','.join(COLUMNS)}")
         for row in reader:
             if None in row or None in row.values():
                 raise ValueError(f"line {reader.line_num} does not have {len(COLUMNS)} columns")

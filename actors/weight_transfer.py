@@ -17,7 +17,7 @@ import torch
 from vllm.distributed.weight_transfer import WeightTransferEngineFactory
 from vllm.distributed.weight_transfer.base import WeightTransferEngine, WeightTransferInitInfo, WeightTransferUpdateInfo
 
-from actors.process_guard import exit_with_parent
+from actors.process_guard import exit_with_parent, leave_no_semaphore
 from trajectories.checksum import MappedWeights
 
 BACKEND = "medr3_shm"
@@ -32,6 +32,7 @@ logging.getLogger("vllm.model_executor.model_loader.reload.layerwise").setLevel(
 def register() -> None:
     """Entry point of the vLLM plugin; may be called any number of times in a process."""
     exit_with_parent()
+    leave_no_semaphore()
     if BACKEND not in WeightTransferEngineFactory._registry:
         WeightTransferEngineFactory.register_engine(BACKEND, __name__, SharedMemoryWeights.__name__)
 

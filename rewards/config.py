@@ -7,7 +7,10 @@ from functools import cached_property
 from math import inf
 from typing import Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+from security.addresses import check_url
+from security.hiding import check_variable
 
 DEADLINE_S = 2.0  # of a user's own reward: a step scores hundreds of episodes, and one that takes longer holds up the run
 TAKEN_NAMES = ("mean", "std", "dropped_samples")  # metrics beside those of the components: reward/mean, …
@@ -160,7 +163,7 @@ class JudgeConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    url: str = Field(pattern=r"^https?://[^@\s]+$", description="up to and with the version, such as http://judge:8000/v1")
+    url: str = Field(pattern=r"^https?://\S+$", description="up to and with the version, such as http://judge:8000/v1")
     model: str = Field(min_length=1)
     api_key_env: str = Field(default="", description="the environment variable that holds the key; empty: no key")
     cache: str = Field(default="", description="folder of replies, shared by all processes; empty: nothing is kept")
@@ -181,3 +184,6 @@ class JudgeConfig(BaseModel):
     rare_disease_sources: tuple[str, ...] = Field(
         default=("rarearena",), description="beginnings of data sources whose answers are judged by the rare-disease rubric"
     )
+
+    _goes_where_it_may = field_validator("url")(check_url)
+    _names_a_variable = field_validator("api_key_env")(check_variable)

@@ -22,6 +22,9 @@ from rewards.config import JudgeConfig
 from rewards.findings import JudgeFailed
 from rewards.judge_cache import ReplyCache, content_key
 from rewards.judge_prompts import Ask, read_reply
+from security.answers import AddressRefused, AnswerTooLarge, careful_client
+from security.answers import ask as ask_server
+from security.hiding import hide, scrub
 
 T = TypeVar("T")
 
@@ -122,19 +125,21 @@ class Judge:
     async def _attempt(self, client: httpx.AsyncClient, ask: Ask[T]) -> tuple[str, T]:
         """One request: the reply as it came, and what it says."""
         try:
-            response = await client.post("chat/completions", json=self._payload(ask))
+            answer = await ask_server(client, "POST", "chat/completions", content=self._payload(ask))
+        except (AddressRefused, AnswerTooLarge) as error:
+            raise self._failed(str(error)) from None
         except httpx.HTTPError as error:
             raise _TryAgain(f"{type(error).__name__} {error}".strip()) from error
-        status = response.status_code
+        status = answer.status
         if status >= 500 or status in _LATER:
-            raise _TryAgain(f"status {status}", _retry_after_s(response))
+            raise _TryAgain(f"status {status}", _retry_after_s(answer.headers))
         if status != httpx.codes.OK:
             raise self._failed(f"status {status}, which a second attempt would not change")
         try:
-            reply = response.json()["choices"][0]["message"]["content"].strip()
+            reply = answer.json()["choices"][0]["message"]["content"].strip()
             return reply, ask.read(read_reply(reply))
         except _GARBAGE as error:
-            raise _TryAgain(f"no verdict in its reply: {error}") from error
+            raise _TryAgain(scrub(f"no verdict in its reply: {error}")) from error
 
     @asynccontextmanager
     async def _lane(self) -> AsyncIterator[httpx.AsyncClient]:
@@ -171,7 +176,7 @@ def _lanes(config: JudgeConfig) -> list[httpx.AsyncClient]:
     """
     certificates = httpx.create_ssl_context()  # slow to make, so shared
     return [
-        httpx.AsyncClient(
+        careful_client(
             base_url=config.url.rstrip("/") + "/",
             headers=_authorisation(config.api_key_env),
             timeout=config.request_timeout_s,
@@ -188,10 +193,10 @@ def _authorisation(variable: str) -> dict[str, str]:
     key = os.environ.get(variable, "").strip()
     if not key.isascii() or not key.isprintable() or not key:  # a bad header's error would show the key
         raise ValueError(f"rewards.judge.api_key_env: the environment variable {variable} holds no key")
-    return {"Authorization": f"Bearer {key}"}
+    return {"Authorization": f"Bearer {hide(key)}"}
 
 
-def _retry_after_s(response: httpx.Response) -> float:
+def _retry_after_s(headers: httpx.Headers) -> float:
     """What the server asks for in seconds; a date or nonsense asks for nothing."""
-    value = response.headers.get("retry-after", "")
+    value = headers.get("retry-after", "")
     return float(value) if value.isascii() and value.isdigit() else 0.0

@@ -22,6 +22,7 @@ T = TypeVar("T")
 # reply. A case that did not fit would make the judge fail, and long thinking would be a way out of a bad reward.
 MAX_CASE_CHARACTERS = 40_000
 _CUT = " […] "
+SHOWN_CHARACTERS = 200  # of a reply, in what is said of it: it may be as long as its tokens allow
 # More steps than most chains of thought have, and few enough to be written in one reply (see JudgeConfig.max_tokens).
 MAX_JUDGED_TRIPLES = 64
 # JSON writes a control character as six; a text needs none but these.
@@ -167,21 +168,22 @@ def _utf8(text: str) -> str:
 
 def _only(reply: Mapping[str, Any], *names: str) -> list[Any]:
     if set(reply) != set(names):
-        raise ValueError(f"the reply has the keys {sorted(reply)} instead of {sorted(names)}")
+        raise ValueError(f"the reply has the keys {str(sorted(reply))[:SHOWN_CHARACTERS]} instead of {sorted(names)}")
     return [reply[name] for name in names]
 
 
 def _read_verdict(reply: Mapping[str, Any]) -> int:
     (verdict,) = _only(reply, "verdict")
     if type(verdict) is not int or verdict not in (0, 1, 2):  # true and 1.0 equal 1, but are no verdict
-        raise ValueError(f"the verdict is {verdict!r}")
+        raise ValueError(f"the verdict is {str(verdict)[:SHOWN_CHARACTERS]!r}")
     return verdict
 
 
 def _read_relevance(reply: Mapping[str, Any]) -> float:
     relevance, contradicts = _only(reply, "relevance", "contradicts")
     if type(relevance) not in (int, float) or not 0 <= relevance <= 1 or type(contradicts) is not bool:
-        raise ValueError(f"the relevance is {relevance!r}, contradiction {contradicts!r}")
+        said = f"the relevance is {relevance!r}, contradiction {contradicts!r}"
+        raise ValueError(said[:SHOWN_CHARACTERS])
     return 0.0 if contradicts else float(relevance)
 
 
@@ -200,4 +202,4 @@ def _read_triple(triple: Any, searched: frozenset[int]) -> Triple:
             and (turn is None or turn in searched)
         ):
             return Triple(_utf8(subject), _utf8(relation), _utf8(value), turn)
-    raise ValueError(f"{str(triple)[:200]} is no triple")
+    raise ValueError(f"{str(triple)[:SHOWN_CHARACTERS]!r} is no triple")

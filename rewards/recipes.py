@@ -9,6 +9,7 @@ from pydantic import ValidationError
 
 from rewards.config import RewardRecipe
 from rewards.registry import check_recipe, nearest
+from security.yaml_files import read_yaml
 
 FOLDER = Path(__file__).parents[1] / "configs" / "rewards"
 
@@ -43,7 +44,7 @@ def load_recipe(name: str, folder: Path = FOLDER) -> RewardRecipe:
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         place = ".".join(map(str, (phase, *first["loc"])))
-        raise ValueError(f"{path}: {place}: {first['msg'].removeprefix('Value error, ')}") from None
+        raise ValueError(" ".join(f"{path}: {place}: {first['msg'].removeprefix('Value error, ')}".split())) from None
     check_recipe(recipe)
     return recipe
 
@@ -54,8 +55,8 @@ def _phases(path: Path) -> list[str]:
 
 def _read(path: Path) -> dict[str, object]:
     try:
-        found = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, yaml.YAMLError) as error:
+        found = read_yaml(path.read_text(encoding="utf-8"))
+    except (OSError, yaml.YAMLError, ValueError, RecursionError) as error:  # ValueErrors: dates that are none, no UTF-8
         raise ValueError(f"{path}: {' '.join(str(error).split())}") from None
     if not isinstance(found, dict):
         raise ValueError(f"{path}: must hold recipes by phase")
