@@ -24,6 +24,7 @@ from torch import Tensor
 
 from learner.checkpoint_folder import STATE, CheckpointRefused, rank_files, read_state, unfinished
 from learner.placement import first_row, local_rows
+from learner.state_hash import state_hash
 from learner.tensor_files import Entry, TensorFiles, write_tensors
 from learner.trainer import PolicyTrainer
 
@@ -78,6 +79,7 @@ class CheckpointWriter:
             written.mkdir(parents=True, exist_ok=True)
             write_tensors(rank_files(written, state["ranks"])[rank], entries)
             if rank == 0:
+                state["hash"] = state_hash(self._copy)  # of this rank's rows; a resume tells what it loaded
                 with (written / STATE).open("w", encoding="utf-8") as file:
                     json.dump(state, file)
                     file.flush()
@@ -106,6 +108,11 @@ def load_training_state(trainer: PolicyTrainer, checkpoint: Path) -> None:
     torch.set_rng_state(files.whole(f"{RANDOM}/{rank}"))
     if trainer.device.type == "cuda" and f"{RANDOM_ON_GPU}/{rank}" in files.names:
         torch.cuda.set_rng_state(files.whole(f"{RANDOM_ON_GPU}/{rank}"), trainer.device)
+
+
+def held_state(trainer: PolicyTrainer) -> str:
+    """The hash of what this rank holds now: after a resume by as many ranks, that of the checkpoint."""
+    return state_hash({name: row.tensor for name, row in _rows(trainer).items()})
 
 
 def describe(trainer: PolicyTrainer) -> dict[str, Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Awaitable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -35,9 +35,10 @@ class LearnerClient:
     decides what a restart resumes from.
     """
 
-    def __init__(self, config: LearnerConfig, run_id: str, canary_token_ids: list[int]) -> None:
+    def __init__(self, config: LearnerConfig, run_id: str, spell_canary: Callable[[], list[int]]) -> None:
+        """`spell_canary` gives the canary's token ids; the workers call it, for they have imported a tokenizer anyway."""
         self.run_id = run_id
-        self._config, self._canary = config, canary_token_ids
+        self._config, self._spell_canary = config, spell_canary
         self._exchange: Any = None
         self._ended: asyncio.Future[str] | None = None
 
@@ -134,7 +135,7 @@ class LearnerClient:
         try:
             from learner.launch import make_trainer
 
-            make_trainer(self._config, self.run_id, model_dir, self._canary, self._exchange, storage).fit()
+            make_trainer(self._config, self.run_id, model_dir, self._spell_canary, self._exchange, storage).fit()
             reason = "the workers ended as if told to stop"
         except BaseException as error:  # a thread has nobody to raise to: the reason travels as text
             reason = f"{type(error).__name__}: {' '.join(str(error).split())}"  # one line; tracebacks are in Ray's logs

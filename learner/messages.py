@@ -2,15 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from learner.config import LearnerConfig
 from trajectories.publication import Publication
 from trajectories.schema import WeightVersion
 
 if TYPE_CHECKING:
     import pyarrow as pa
     from ray import ObjectRef
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerSettings:
+    """What every worker is started with."""
+
+    config: LearnerConfig
+    run_id: str
+    model_dir: str
+    spell_canary: Callable[[], list[int]]
+    exchange: Any  # handle of the Exchange actor
 
 
 @dataclass(frozen=True, slots=True)

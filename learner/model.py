@@ -76,7 +76,7 @@ def _before_chosen(backbone: nn.Module, micro: MicroBatch) -> Tensor:
 
 def read_config(model_dir: Path) -> PretrainedConfig:
     """The architecture of a folder; what this learner would compute wrongly is refused by name."""
-    config = AutoConfig.from_pretrained(model_dir, local_files_only=True)
+    config = AutoConfig.from_pretrained(model_dir, local_files_only=True, trust_remote_code=False)
     for name in LOGIT_CHANGES:
         if getattr(config, name, None) not in (None, 1, 1.0):
             raise ValueError(f"{model_dir}: its config sets {name}, which the learner does not support: take another model")

@@ -14,6 +14,7 @@ KNOWN = Path(__file__).parent / "model_shapes.json"
 ALWAYS_BIASED = {"qwen2": ("q_proj", "k_proj", "v_proj"), "qwen3": (), "llama": ()}
 ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
 MLP = ("gate_proj", "up_proj", "down_proj")
+LARGEST = 10**9  # of one size: more is a slip of the hand, or damage
 HEAD_SIZE = {"qwen3": 128}  # where config.json is silent; elsewhere the hidden size is dealt to the heads
 
 
@@ -48,7 +49,7 @@ class ModelShape:
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> ModelShape:
         """The shape that a Hugging Face config.json describes."""
-        kind = str(config.get("model_type"))
+        kind = str(config.get("model_type"))[:80]
         if kind not in ALWAYS_BIASED:
             raise ValueError(f"model_type is {kind!r}; sizes are known for {', '.join(ALWAYS_BIASED)}")
         heads, hidden = config["num_attention_heads"], config["hidden_size"]
@@ -65,6 +66,11 @@ class ModelShape:
             head_norms=kind == "qwen3",
             biased=ALWAYS_BIASED[kind] or asked,
         )
+
+    def __post_init__(self) -> None:
+        sizes = (self.vocabulary, self.hidden, self.ffn, self.layers, self.heads, self.kv_heads, self.head_size)
+        if not all(type(size) is int and 0 < size < LARGEST for size in sizes):
+            raise TypeError("a size is no whole number above 0")
 
     @property
     def query(self) -> int:
@@ -113,11 +119,23 @@ class ModelShape:
         return self.layers * sum(rank * (linears[name].inputs + linears[name].outputs) for name in targets if name in linears)
 
 
+def _read(file: Path) -> Mapping[str, Any]:
+    try:
+        config = json.loads(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ValueError(f"{file}: {error.strerror}") from None
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{file}: is no JSON ({error}): copy the model's folder again") from None
+    if not isinstance(config, dict):
+        raise ValueError(f"{file}: must hold one JSON object, not {type(config).__name__}")
+    return config
+
+
 def read_shape(model_dir: Path) -> ModelShape:
     """The shape of a model folder; where it is not at hand, that of a known model of this name."""
     file = model_dir / "config.json"
     if file.is_file():
-        config = json.loads(file.read_text(encoding="utf-8"))
+        config = _read(file)
     else:
         known = json.loads(KNOWN.read_text(encoding="utf-8"))
         if model_dir.name not in known:
@@ -127,5 +145,7 @@ def read_shape(model_dir: Path) -> ModelShape:
         return ModelShape.from_config(config)
     except KeyError as missing:
         raise ValueError(f"{file} lacks {missing}: copy the model's folder again") from None
+    except (TypeError, ZeroDivisionError):
+        raise ValueError(f"{file}: its sizes are no numbers above 0: copy the model's folder again") from None
     except ValueError as error:
         raise ValueError(f"{file}: {error}") from None

@@ -76,9 +76,9 @@ class TensorFiles:
         self._chunks: dict[str, list[_Chunk]] = {}
         for path in paths:
             file = _open(path)
-            begins = json.loads((file.metadata() or {}).get(CHUNKS, "{}"))
+            begins = _begins(path, (file.metadata() or {}).get(CHUNKS, "{}"))
             for name in file.keys():  # noqa: SIM118 (the file is no mapping)
-                first_row = begins[name][BEGINS][0] if name in begins else 0
+                first_row = begins.get(name, 0)
                 self._chunks.setdefault(name, []).append(_Chunk(first_row, tuple(file.get_slice(name).get_shape()), file))
 
     @property
@@ -101,6 +101,14 @@ class TensorFiles:
 
     def whole(self, name: str) -> Tensor:
         return self.rows(name, 0, self.shape(name)[0])
+
+
+def _begins(path: Path, text: str) -> dict[str, int]:
+    """The first rows of chunks, by tensor."""
+    try:
+        return {name: int(said[BEGINS][0]) if said[BEGINS] else 0 for name, said in json.loads(text).items()}
+    except (ValueError, KeyError, IndexError, TypeError, AttributeError, RecursionError):
+        raise FileRefused(f"{path} says in {CHUNKS} nothing that can be read: copy it again, or name another folder") from None
 
 
 def _open(path: Path) -> Any:

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import ray
 import ray.train
@@ -14,9 +13,8 @@ import torch
 
 from learner.assembly import assemble
 from learner.batch import read_batch
-from learner.checkpoint import CheckpointWriter, load_training_state
-from learner.config import LearnerConfig
-from learner.messages import Answer, Checkpoint, NewPhase, Order, Start, Step, StepResult, Stop
+from learner.checkpoint import CheckpointWriter, held_state, load_training_state
+from learner.messages import Answer, Checkpoint, NewPhase, Order, Start, Step, StepResult, Stop, WorkerSettings
 from learner.publishing import WeightPublisher, weights_folder
 from trajectories.schema import WeightVersion
 
@@ -24,24 +22,12 @@ from trajectories.schema import WeightVersion
 POLL_S = 10.0
 
 
-@dataclass(frozen=True, slots=True)
-class WorkerSettings:
-    """What every worker is started with."""
-
-    config: LearnerConfig
-    run_id: str
-    model_dir: str
-    canary_token_ids: list[int]
-    exchange: Any  # handle of the Exchange actor
-
-
-def train_loop(settings: dict[str, WorkerSettings]) -> None:
-    """Entry point of Ray Train. Whatever ends a worker is told to the exchange first, in the words of the exception."""
-    worker_settings = settings["worker"]
+def serve_orders(settings: WorkerSettings) -> None:
+    """The life of a worker. Whatever ends it is told to the exchange first, in the words of the exception."""
     rank = ray.train.get_context().get_world_rank()
-    exchange = worker_settings.exchange
+    exchange = settings.exchange
     try:
-        worker = LearnerWorker(worker_settings, rank)
+        worker = LearnerWorker(settings, rank)
         while True:
             received = ray.get(exchange.next_order.remote(rank, POLL_S))
             if received is None:
@@ -69,7 +55,7 @@ class LearnerWorker:
         self.dtype = torch.bfloat16 if config.dtype == "bfloat16" else torch.float32
         self.trainer = assemble(self.model_dir, config, self.device)
         folder = weights_folder(config.weights_folder, settings.run_id)
-        self.publisher = WeightPublisher(folder, settings.canary_token_ids, self.dtype, rank, self.device)
+        self.publisher = WeightPublisher(folder, settings.spell_canary(), self.dtype, rank, self.device)
         self.checkpoints = CheckpointWriter(self._tell)
         self.exchange = settings.exchange
         self.version: WeightVersion | None = None
@@ -85,11 +71,14 @@ class LearnerWorker:
         """Does what the order says, together with all other ranks; only rank 0 has something to answer."""
         match order:
             case Start(version, checkpoint):
+                state = ""
                 if checkpoint is not None:
                     self.checkpoints.wait()  # a rollback may come while one is being written
                     load_training_state(self.trainer, Path(checkpoint))
+                    state = held_state(self.trainer)
                 self.version = version
-                return self.publisher.publish(self.trainer.policy, version)
+                publication = self.publisher.publish(self.trainer.policy, version)
+                return replace(publication, state=state) if publication is not None else None
             case Step():
                 return self._step(order)
             case Checkpoint(folder):

@@ -57,7 +57,12 @@ def audit(run_folder: Path | str) -> AuditReport:
 
     A truncated last line is no violation, for a crash may leave one. Anything else that is wrong becomes one line of words.
     """
-    folder = Path(run_folder)
+    report = _audited(Path(run_folder))
+    report.violations = [" ".join(line.split()) for line in report.violations]  # names may hold anything
+    return report
+
+
+def _audited(folder: Path) -> AuditReport:
     report = AuditReport()
     try:
         events, report.truncated = read_events(folder / EVENTS_FILE)
@@ -74,7 +79,11 @@ def audit(run_folder: Path | str) -> AuditReport:
     report.rolled_back = len({event["group_id"] for event in lineage.rolled_back if event.kind in _ENDS})
     endings = _audit_outcomes(lineage, report)
     acked = _audit_versions(events, report)
-    rows = _audit_rows(folder / TRAJECTORIES_FOLDER, lineage, endings, acked, int(started[0]["max_staleness"]), report)
+    try:
+        rows = _audit_rows(folder / TRAJECTORIES_FOLDER, lineage, endings, acked, int(started[0]["max_staleness"]), report)
+    except (OSError, ValueError) as error:
+        report.violations.append(f"rows cannot be read: {error}")
+        return report
     for group_id, ending in endings.items():
         if ending.kind is EventKind.TRAINED and rows[group_id] != ending["episodes"]:
             report.violations.append(
@@ -155,7 +164,7 @@ def _audit_rows(
         trained = table.filter(pa.array(is_trained))
         trained_rows.update(trained["group_id"].to_pylist())
         report.trained_tokens += int(np.count_nonzero(flat(trained, "loss_mask").to_numpy(zero_copy_only=False)))
-        _audit_ages(trained, stored.path.name, max_staleness, report)
+        _audit_ages(trained, stored.path.name, max_staleness, lineage, report)
         report.violations += _unacknowledged(trained, stored.path.name, endings, acked)
     report.violations += [f"episode {name}: stored {n} times" for name, n in episodes.items() if n > 1]
     return trained_rows
@@ -181,18 +190,23 @@ def _against_events(table: pa.Table, name: str, admissions: dict[str, Event], en
     return wrong
 
 
-def _audit_ages(trained: pa.Table, name: str, max_staleness: int, report: AuditReport) -> None:
+def _audit_ages(trained: pa.Table, name: str, max_staleness: int, lineage: Lineage, report: AuditReport) -> None:
+    """Ages in versions. A resume goes on with the weights of its manifest, so what was sampled under those and older ones keeps its age."""
     spans = flat(trained, "versions")
     row = owners(trained, "versions")
     generation, number = (np.asarray(spans.field(field).to_numpy(zero_copy_only=False)) for field in ("generation", "number"))
     ages = np.asarray(trained["learner_number"].to_numpy())[row] - number
-    foreign = np.asarray(trained["learner_generation"].to_numpy())[row] != generation
+    learner = np.asarray(trained["learner_generation"].to_numpy())[row]
+    began = [event["generation"] for event in lineage.events if event.kind in (EventKind.RUN_STARTED, EventKind.RESUMED)]
+    foreign = (generation > learner) | ~np.isin(generation, began)
+    for resume in lineage.resumes:
+        foreign |= (generation < resume.generation) & (resume.generation <= learner) & (number > resume.step)
     report.max_age = max(report.max_age, int(ages.max(initial=0)))
     groups = trained["group_id"].to_pylist()
     for bad, words in (
         (ages > max_staleness, f"a trained token older than the {max_staleness} versions allowed"),
         (ages < 0, "a trained token newer than the learner"),
-        (foreign, "a trained token of another generation than the learner's"),
+        (foreign, "a trained token of another generation, whose weights no resume kept"),
     ):
         report.violations += [f"{name}: group {group} has {words}" for group in sorted({groups[i] for i in row[bad]})]
     if untold := [groups[i] for i in np.flatnonzero(lengths(trained, "versions") == 0)]:

@@ -96,12 +96,20 @@ def _stored_tensors(path: str | Path, view: memoryview) -> list[StoredTensor]:
     start = _LENGTH_BYTES + int.from_bytes(view[:_LENGTH_BYTES], "little")
     if start > len(view):
         raise ValueError(f"{path}: not a complete safetensors file: the header ends at byte {start} of {len(view)}")
-    header = json.loads(bytes(view[_LENGTH_BYTES:start]))
-    header.pop("__metadata__", None)
+    try:
+        header = json.loads(bytes(view[_LENGTH_BYTES:start]))
+        header.pop("__metadata__", None)
+        told = [
+            (name, str(entry["dtype"]), list(entry["shape"]), *entry["data_offsets"]) for name, entry in sorted(header.items())
+        ]
+    except (ValueError, RecursionError, AttributeError, KeyError, TypeError) as error:
+        raise ValueError(f"{path}: its header is none of safetensors ({type(error).__name__}): the file is damaged") from None
     tensors = []
-    for name, entry in sorted(header.items()):
-        begin, end = (start + offset for offset in entry["data_offsets"])
+    for name, dtype, shape, *offsets in told:
+        if len(offsets) != 2 or not all(type(offset) is int and offset >= 0 for offset in offsets):
+            raise ValueError(f"{path}: tensor {name[:80]!r} has no place in the file: its header is damaged")
+        begin, end = (start + offset for offset in offsets)
         if end > len(view):
             raise ValueError(f"{path}: tensor {name} ends at byte {end} of {len(view)}: the file is cut off")
-        tensors.append(StoredTensor(name, entry["dtype"], entry["shape"], begin, end))
+        tensors.append(StoredTensor(name, dtype, shape, begin, end))
     return tensors

@@ -12,17 +12,23 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple, Self
 
+from security.hiding import scrubbed
+from trajectories.event_fields import wrong_field
+
 
 class EventKind(StrEnum):
     """All that can happen to a run."""
 
     RUN_STARTED = "run_started"
     RESUMED = "resumed"
+    SERVICES_READY = "services_ready"  # when each part of the start was, in Unix seconds
     ADMITTED = "admitted"
     TRAINED = "trained"
     DROPPED = "dropped"
     VOIDED = "voided"
     REQUEUED = "requeued"
+    RECOVERED = "recovered"  # rolled out by an earlier process: finished at once
+    DISCARDED = "discarded"  # rolled out by an earlier process: its rows may not be used
     PUBLISHED = "published"
     ACK = "ack"
     SCALED = "scaled"  # the autoscaler asked for another number of engines, or drained those on nodes that are about to go
@@ -42,11 +48,14 @@ REQUIRED_FIELDS: Mapping[EventKind, frozenset[str]] = {
     for kind, fields in {
         EventKind.RUN_STARTED: "run_id generation max_staleness",
         EventKind.RESUMED: "generation step",
+        EventKind.SERVICES_READY: "ready",
         EventKind.ADMITTED: "group_id question_id phase",
         EventKind.TRAINED: "group_id engine_id step episodes",
         EventKind.DROPPED: "group_id reason",
         EventKind.VOIDED: "group_id reason",
         EventKind.REQUEUED: "group_id attempt reason",
+        EventKind.RECOVERED: "group_id engine_id",
+        EventKind.DISCARDED: "group_id reason",
         EventKind.PUBLISHED: "version step",
         EventKind.ACK: "engine_id version ok",
         EventKind.SCALED: "engines target reason",
@@ -111,8 +120,10 @@ class EventLog:
             raise ValueError(f"event {kind}: missing {', '.join(sorted(missing))}")
         if "time" in fields:
             raise ValueError(f"event {kind}: the field name time is taken by the log's own clock")
-        event = Event(kind, time.time(), fields)
-        line = json.dumps({"kind": kind.value, "time": event.time, **fields}, allow_nan=False)
+        event = Event(kind, time.time(), scrubbed(fields))
+        line = json.dumps({"kind": kind.value, "time": event.time, **event.fields}, allow_nan=False)
+        if wrong := wrong_field(fields):  # what is written here must be read again
+            raise ValueError(f"event {kind}: {wrong}")
         self._file.write(line + "\n")
         self._file.flush()
         self.position += 1
@@ -145,8 +156,10 @@ def parse_event(line: bytes, where: str) -> Event:
         fields = json.loads(line)
         kind = EventKind(fields.pop("kind"))
         at = float(fields.pop("time"))
-    except (ValueError, KeyError, AttributeError, TypeError) as error:
-        raise ValueError(f"{where}: not an event ({error}); the file is damaged") from None
+    except (ValueError, KeyError, AttributeError, TypeError, OverflowError, RecursionError) as error:
+        raise ValueError(f"{where}: not an event ({str(error)[:200]!r}); the file is damaged") from None
+    if wrong := wrong_field({"score": at, **fields}):
+        raise ValueError(f"{where}: event {kind}: {wrong}; the file is damaged")
     if missing := REQUIRED_FIELDS[kind] - fields.keys():
         raise ValueError(f"{where}: event {kind} misses {', '.join(sorted(missing))}")
     return Event(kind, at, fields)

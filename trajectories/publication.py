@@ -27,6 +27,7 @@ class Publication:
     checksum: str
     nbytes: int
     canary: Canary
+    state: str = ""  # hash of the whole training state, where it was just loaded from a checkpoint
 
 
 @dataclass(frozen=True, slots=True)

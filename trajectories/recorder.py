@@ -31,28 +31,36 @@ class Recorder:
     def __init__(self, folder: Path | str, generation: int) -> None:
         self._store = TrajectoryStore(folder)
         self._generation = generation
-        clear_superseded(folder)
         self._spool = Spool(folder, generation)
         self._appending = ThreadPoolExecutor(1, "spool")
         self._storing = ThreadPoolExecutor(1, "store")
         self._written: Future[Path] | None = None  # of the last step
         self._tidied: Future[None] | None = None
 
-    def finished(self, rows: pa.Table) -> Future[None]:
-        """A group's rows; once the future is done, a crash of this process does not lose them."""
-        return self._appending.submit(self._spool.append, rows)
+    def finished(self, rows: pa.Table, note: bytes = b"") -> Future[None]:
+        """A group's rows, and what to remember with them; once the future is done, a crash of this process does not lose them."""
+        return self._appending.submit(self._spool.append, rows, note)
+
+    def ended(self, group_ids: Sequence[str]) -> Future[None]:
+        """Groups that were held back from `step`, because a resume could still have used them: no longer."""
+        return self._appending.submit(self._spool.ended, list(group_ids))
+
+    def forget_older(self) -> Future[None]:
+        """A manifest of this generation is written: what earlier ones left in the spool is superseded."""
+        return self._appending.submit(clear_superseded, self._spool.folder, self._generation)
 
     def step(self, step: int, groups: Sequence[pa.Table], ended: Sequence[str]) -> Future[Path]:
-        """The rows of the groups that ended by this step; `ended` names them, and those that ended without rows."""
+        """The rows of the groups that ended by this step; `ended` names those, with rows or without, that no resume can use."""
         self._raise_failure()
         self._written = self._storing.submit(self._store.write, step, self._generation, groups)
         self._tidied = self._storing.submit(self._tidy, self._written, list(ended))
         return self._written
 
     def sync(self) -> None:
-        """Waits until every step is on the disk; called before a manifest that refers to them."""
+        """Waits until every step, and every group in the spool, is on the disk; called before a manifest that refers to them."""
         if self._written is not None:
             self._written.result()
+        self._appending.submit(self._spool.sync).result()
 
     def close(self) -> None:
         """Ends after everything that was asked for."""

@@ -4,11 +4,13 @@
  group finishes ─append─▶ spool-generation-1-000004.arrows ─ended─▶ its rows are in Parquet: a segment without open groups goes
 ```
 
-One batch is one group. A crash of the process loses no group that was appended; one that tears the last batch loses that alone.
+One batch is one group, and carries beside its rows a note of whoever appended it. A crash of the process loses no group that was
+appended; one that tears the last batch loses that alone.
 """
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterable
 from pathlib import Path
@@ -20,12 +22,14 @@ from trajectories.schema import EPISODE_SCHEMA
 from trajectories.store import stored_steps
 
 _NAME = re.compile(r"spool-generation-(\d+)-(\d{6,})\.arrows")
+_NOTE = b"medr3.note"  # in a batch's metadata
 
 
 class Spool:
     """Appends groups to the segment of the moment, and begins another whenever groups ended, so that old segments can go.
 
-    Groups end within max_staleness + 1 steps, so no more segments than that are on the disk at a time.
+    Its owner says when a group has ended: groups end within max_staleness + 1 steps, and those that a resume could still use are
+    held until the next manifest, so a segment stays that long at most.
 
     Example:
         >>> import tempfile
@@ -45,13 +49,14 @@ class Spool:
         self.folder, self.generation = Path(folder), generation
         self.folder.mkdir(parents=True, exist_ok=True)
         self._open: dict[Path, set[str]] = {}  # by segment: the groups that have not ended
+        self._unsynced: set[Path] = set()
         self._segment: Path | None = None
         self._file: pa.OSFile | None = None
         self._stream: pa.RecordBatchStreamWriter | None = None
         self._made = max((number for _, at, number in _segments(self.folder) if at == generation), default=0)
 
-    def append(self, rows: pa.Table) -> None:
-        """One finished group, given to the operating system before this returns."""
+    def append(self, rows: pa.Table, note: bytes = b"") -> None:
+        """One finished group, given to the operating system before this returns; `note` comes back with its rows."""
         if not rows.schema.equals(EPISODE_SCHEMA):
             raise ValueError(f"spool: rows have columns {rows.schema.names}, not those of EPISODE_SCHEMA in order and type")
         if not rows.num_rows:
@@ -60,9 +65,20 @@ class Spool:
             self._begin()
         assert self._stream is not None and self._file is not None and self._segment is not None
         for batch in rows.combine_chunks().to_batches():  # one, so that a group is there whole or not at all
-            self._stream.write_batch(batch)
+            self._stream.write_batch(batch, custom_metadata={_NOTE: note})
         self._file.flush()
+        self._unsynced.add(self._segment)
         self._open[self._segment].add(rows["group_id"][0].as_py())
+
+    def sync(self) -> None:
+        """Everything that was appended is on the disk when this returns, and so are the names of the segments."""
+        unsynced, self._unsynced = self._unsynced, set()
+        for path in (*(segment for segment in unsynced if segment.exists()), self.folder):
+            handle = os.open(path, os.O_RDONLY)
+            try:
+                os.fsync(handle)
+            finally:
+                os.close(handle)
 
     def ended(self, group_ids: Iterable[str]) -> None:
         """These groups are in the store, or had no rows: what they have here is superseded."""
@@ -95,6 +111,7 @@ class SpooledGroup(NamedTuple):
     generation: int
     group_id: str
     rows: pa.Table
+    note: bytes = b""
 
 
 class SpoolFile(NamedTuple):
@@ -114,20 +131,24 @@ def read_spool(folder: Path | str) -> SpoolFile:
                 continue
             for group_id in stored.read(["group_id"])["group_id"].unique().to_pylist():
                 found.pop((stored.generation, group_id), None)
-    return SpoolFile([SpooledGroup(*key, rows) for key, rows in sorted(found.items(), key=lambda item: item[0])], torn)
+    return SpoolFile([found[key] for key in sorted(found)], torn)
 
 
-def clear_superseded(folder: Path | str) -> None:
-    """Removes the segments of a crashed process that hold nothing but groups with an ending; called before a Spool is made."""
-    kept = {(group.generation, group.group_id) for group in read_spool(folder).groups}
-    for path, generation, _ in _segments(Path(folder)):
-        groups, torn = _read_segment(path)
-        if not torn and not any((generation, _group_id(rows)) in kept for rows in groups):
+def read_whole_spool(folder: Path | str) -> list[SpooledGroup]:
+    """Every group of every segment, whether it has ended or not; of several attempts in one generation the last."""
+    found, _ = _read_all(Path(folder))
+    return [found[key] for key in sorted(found)]
+
+
+def clear_superseded(folder: Path | str, generation: int) -> None:
+    """Removes the segments of earlier generations: a manifest of this one says what became of their groups."""
+    for path, at, _ in _segments(Path(folder)):
+        if at < generation:
             path.unlink(missing_ok=True)
 
 
-def _read_all(folder: Path) -> tuple[dict[tuple[int, str], pa.Table], bool]:
-    found: dict[tuple[int, str], pa.Table] = {}
+def _read_all(folder: Path) -> tuple[dict[tuple[int, str], SpooledGroup], bool]:
+    found: dict[tuple[int, str], SpooledGroup] = {}
     torn = False
     for path, generation, _ in _segments(folder):
         try:
@@ -135,22 +156,24 @@ def _read_all(folder: Path) -> tuple[dict[tuple[int, str], pa.Table], bool]:
         except FileNotFoundError:  # superseded since it was listed
             continue
         torn |= cut
-        for rows in groups:
-            found[generation, _group_id(rows)] = rows  # a later attempt takes the place of an earlier one
+        for rows, note in groups:
+            group_id = rows["group_id"][0].as_py()
+            found[generation, group_id] = SpooledGroup(generation, group_id, rows, note)  # a later attempt takes the place
     return found, torn
 
 
-def _read_segment(path: Path) -> tuple[list[pa.Table], bool]:
-    """Every whole batch, and whether something else follows. The bytes are checked: a crash may have left anything there."""
-    groups: list[pa.Table] = []
+def _read_segment(path: Path) -> tuple[list[tuple[pa.Table, bytes]], bool]:
+    """Every whole batch with its note, and whether something else follows. The bytes are checked: a crash may have left anything."""
+    groups: list[tuple[pa.Table, bytes]] = []
     if not path.stat().st_size:
         return groups, False
     with pa.memory_map(str(path)) as source:
         try:
             stream = pa.ipc.open_stream(source)
-            for batch in stream:
+            for batch, metadata in stream.iter_batches_with_custom_metadata():
                 batch.validate(full=True)
-                groups.append(_conformed(pa.Table.from_batches([batch])))
+                note = (metadata or {}).get(_NOTE, b"")
+                groups.append((_conformed(pa.Table.from_batches([batch])), note))
         except (pa.ArrowException, OSError, ValueError):  # ValueError: of names that are no text
             return groups, True
         return groups, False
@@ -163,11 +186,6 @@ def _conformed(rows: pa.Table) -> pa.Table:
     if not rows.num_rows or rows["group_id"].null_count:
         raise ValueError("spool: rows of no group")
     return rows
-
-
-def _group_id(rows: pa.Table) -> str:
-    name: str = rows["group_id"][0].as_py()
-    return name
 
 
 def _segments(folder: Path) -> list[tuple[Path, int, int]]:

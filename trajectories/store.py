@@ -29,6 +29,7 @@ COMPACTED = 32  # steps of a large file: a run of 10,000 steps leaves some 300 f
 LARGE_BYTES = 64 * 2**20  # a step's file of this size is worth a file of its own, and not worth being written twice
 
 _NAME = re.compile(r"step-(\d{6,})(?:-(\d{6,}))?-generation-(\d+)\.parquet")
+SHOWN_CHARACTERS = 300  # of what Arrow says about a file
 _STEPS = b"medr3.steps"  # in the footer of a large file: the step of each row group
 
 
@@ -52,8 +53,32 @@ class StoredStep(NamedTuple):
 
     def _read(self, columns: Sequence[str] | None) -> pa.Table:
         groups = None if self.row_group is None else [self.row_group]
-        fragment = ds.ParquetFileFormat().make_fragment(str(self.path.resolve()), LocalFileSystem(), row_groups=groups)
-        return fragment.to_table(schema=STORED_SCHEMA, columns=None if columns is None else list(columns))
+        try:
+            fragment = ds.ParquetFileFormat().make_fragment(str(self.path.resolve()), LocalFileSystem(), row_groups=groups)
+            rows = fragment.to_table(schema=STORED_SCHEMA, columns=None if columns is None else list(columns))
+            rows.validate(full=True)
+        except FileNotFoundError:
+            raise
+        except (OSError, ValueError, pa.ArrowException) as error:
+            raise ValueError(f"{self.path}: cannot be read: {' '.join(str(error).split())[:SHOWN_CHARACTERS]}") from None
+        if missing := _without_values(rows):
+            raise ValueError(f"{self.path}: column {missing} lacks values: no run has written it so")
+        return rows
+
+
+def _without_values(rows: pa.Table) -> str:
+    """The first column with a null in it. What a search says of itself is left out: earlier versions of the schema said less."""
+    for name in rows.schema.names:
+        column = rows[name]
+        inner = []
+        if name in ("segments", "versions") and not column.null_count:
+            spans = pa.chunked_array([chunk.flatten() for chunk in column.chunks], column.type.value_type)
+            inner = [spans, *spans.flatten()]
+        elif name in ("token_ids", "loss_mask", "logprobs") and not column.null_count:
+            inner = [pa.chunked_array([chunk.flatten() for chunk in column.chunks], column.type.value_type)]
+        if any(each.null_count for each in (column, *inner)):
+            return name
+    return ""
 
 
 def with_ending(episodes: pa.Table, outcome: str, reason: str, trained_step: int, learner: WeightVersion) -> pa.Table:
@@ -148,8 +173,15 @@ class _Name(NamedTuple):
         """In the order of the row groups."""
         if not self.large:
             return [self.first]
-        with pq.ParquetFile(self.path) as file:
-            return [int(step) for step in json.loads(file.metadata.metadata[_STEPS])]
+        try:
+            with pq.ParquetFile(self.path) as file:
+                return [int(step) for step in json.loads(file.metadata.metadata[_STEPS])]
+        except FileNotFoundError:
+            raise
+        except (OSError, ValueError, KeyError, TypeError, RecursionError, pa.ArrowException) as error:
+            raise ValueError(
+                f"{self.path}: says nothing of its steps ({' '.join(str(error).split())[:SHOWN_CHARACTERS]})"
+            ) from None
 
 
 def _names(folder: Path) -> list[_Name]:

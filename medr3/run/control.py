@@ -52,7 +52,7 @@ def read_control(folder: Path) -> Control | None:
     said = _taken(folder / CONTROL, folder / TAKEN)
     if said is None:
         return None
-    with suppress(KeyError, TypeError, ValueError):
+    with suppress(KeyError, TypeError, ValueError, OverflowError):
         if said["command"] in COMMANDS:
             return Control(said["command"], float(said["time"]))
     raise ControlRefused(f"{folder / TAKEN}: is no command; write one with: medr3 phase {'|'.join(COMMANDS)}")
@@ -68,7 +68,7 @@ def read_pool_size(folder: Path) -> PoolSize | None:
     said = _taken(folder / POOL, folder / POOL_TAKEN)
     if said is None:
         return None
-    with suppress(KeyError, TypeError, ValueError):
+    with suppress(KeyError, TypeError, ValueError, OverflowError):
         engines = said["engines"]
         if engines is None or (type(engines) is int and engines >= 1):
             return PoolSize(engines, float(said["time"]))
@@ -81,7 +81,7 @@ def _taken(waiting: Path, taken: Path) -> Any:
         os.replace(waiting, taken)
     except FileNotFoundError:
         return None
-    with suppress(OSError, ValueError):
+    with suppress(OSError, ValueError, RecursionError):
         if (said := json.loads(taken.read_text(encoding="utf-8"))) is not None:
             return said
     return {}

@@ -3,34 +3,43 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 
 from curriculum.controller import Controller
 from medr3.config import RunConfig
 from medr3.datasets import open_tasks
+from medr3.errors import UserError
 from medr3.evaluation.heldout_file import read_heldout
 from medr3.evaluation.leakage import refuse_leaks
 from medr3.observe.report import write_report
 from medr3.observe.summary import closing_table
 from medr3.observe.terminal import Terminal
 from medr3.observe.tracker import Tracker
+from medr3.redaction import redact_rows
 from medr3.run.journal import Journal
 from medr3.run.loop import TrainingLoop
 from medr3.run.manifest import Manifest, write_json
+from medr3.run.mirroring import send_last
 from medr3.run.progress import Progress
+from medr3.run.recovery import Recovery, recover
 from medr3.run.reporting import deliver
+from medr3.run.resuming import next_generation
 from medr3.run.rollback import roll_back
 from medr3.run.sampler import QuestionSampler
 from medr3.run.services import Services, connect_ray, index_hash, prepare_index, prepare_model
 from medr3.run.state import RunState
 from medr3.run.watchdog import Watchdog
 from tasks.world import Universe
-from trajectories.audit import audit
-from trajectories.events import EventKind, EventLog
+from trajectories.audit import EVENTS_FILE, TRAJECTORIES_FOLDER, audit
+from trajectories.events import EventKind, EventLog, read_events
 from trajectories.ledger import Ledger
+from trajectories.lineage import surviving
 from trajectories.recorder import Recorder
 from trajectories.schema import WeightVersion
+from trajectories.spool import read_whole_spool
 
 
 class Course:
@@ -44,6 +53,7 @@ class Course:
         self._config, self._manifest, self._stop = config, manifest, stop
         self._watchdog = Watchdog(config.run.stall_timeout_s)
         self._progress = Progress.restored(manifest.progress) if manifest else Progress()
+        self._generation = next_generation(config.run.folder, manifest)
         self._progress.recover(read_heldout(config.run.folder))
 
     async def run(self) -> int | None:
@@ -55,15 +65,13 @@ class Course:
         terminal = self._terminal(journal)
         try:
             journal.status(state="preparing", phase="", step=self._progress.step)
-            with watchdog.stage("build index"):  # before anything is started, for it may be refused
-                folder = await asyncio.to_thread(prepare_index, config, universe)
-            with watchdog.stage("start ray"):
-                await asyncio.to_thread(connect_ray, config)
-                self._on_ray_started()
+            with watchdog.stage("build index, start ray"):
+                folder, ready = await self._prepare(universe)
                 journal.tracker.join_ray()
             with watchdog.stage("cold start"):
                 model = await prepare_model(config, universe, folder, journal.say)
-            version = WeightVersion(manifest.generation + 1 if manifest else 1, self._progress.step)
+                ready["model"] = time.time()
+            version = WeightVersion(self._generation, self._progress.step)
             checkpoint = config.run.folder / manifest.checkpoint if manifest else None
             self._announce(journal, version)
             with watchdog.stage("start services"):
@@ -78,6 +86,7 @@ class Course:
                     journal.published,
                     partial(deliver, self._progress, journal),
                 )
+            journal.events.append(EventKind.SERVICES_READY, ready=ready | services.ready)
             try:
                 state = self._state(services, universe, index_hash(folder), journal, version)
                 self.training = True
@@ -90,6 +99,7 @@ class Course:
                 roll_back(state, collapse)
                 return None
             self._sum_up(state)
+            await send_last(config, journal.say)
             return 0
         finally:
             journal.tracker.close()
@@ -97,6 +107,19 @@ class Course:
             journal.store.close()
             if terminal is not None:
                 terminal.close()
+
+    async def _prepare(self, universe: Universe) -> tuple[Path, dict[str, float]]:
+        """The index's folder, and when it and Ray were ready: Ray starts meanwhile, and is whole before a refused index ends it."""
+        ready: dict[str, float] = {}
+        connecting = asyncio.create_task(asyncio.to_thread(connect_ray, self._config))
+        try:
+            folder = await asyncio.to_thread(prepare_index, self._config, universe)
+            _refuse_another_index(folder, self._manifest)
+            ready["index"] = time.time()
+        finally:
+            await connecting
+            self._on_ray_started()
+        return folder, ready | {"ray": time.time()}
 
     def _terminal(self, journal: Journal) -> Terminal | None:
         """What is shown below the journal's lines, where a person sits in front of them."""
@@ -118,8 +141,9 @@ class Course:
             folder, config.tracking, name=config.run.name, settings=config.model_dump(mode="json"),
             tracker_id=manifest.tracker_id if manifest else "", resume_step=manifest.step if manifest else None,
         )  # fmt: skip
-        recorder = Recorder(folder / "trajectories", generation=manifest.generation + 1 if manifest else 1)
-        return Journal(folder, EventLog(folder / "events.jsonl"), tracker, recorder)
+        recorder = Recorder(folder / TRAJECTORIES_FOLDER, generation=self._generation)
+        redact = redact_rows if config.run.redact == "phi" else None
+        return Journal(folder, EventLog(folder / "events.jsonl"), tracker, recorder, redact=redact)
 
     def _announce(self, journal: Journal, version: WeightVersion) -> None:
         config, manifest = self._config, self._manifest
@@ -132,7 +156,10 @@ class Course:
             journal.events.append(
                 EventKind.RESUMED, generation=version.generation, step=manifest.step, position=manifest.events
             )
-            journal.say(f"resumed at step {manifest.step} in phase {manifest.controller['phase']}")
+            origin = manifest.forked_from if version.generation == 1 else None
+            began = f"forked from {origin.run_id}" if origin else "resumed"
+            journal.say(f"{began} at step {manifest.step} in phase {manifest.controller['phase']}")
+        journal.events.sync()  # a generation that was begun is never begun again
 
     def _state(self, services: Services, universe: Universe, index: str, journal: Journal, version: WeightVersion) -> RunState:
         config, manifest = self._config, self._manifest
@@ -147,8 +174,24 @@ class Course:
             config=config, universe=universe, index_hash=index, pool=services.pool, learner=services.learner, journal=journal,
             ledger=ledger, sampler=sampler, controller=controller, progress=self._progress, watchdog=self._watchdog,
             version=version, publication=services.publication, reports=services.reports, stop=self._stop,
-            checkpoints=manifest.checkpoints if manifest else [],
+            checkpoints=manifest.checkpoints if manifest else [], recovery=self._recover(journal, version),
+            forked_from=manifest.forked_from if manifest else None,
         )  # fmt: skip
+
+    def _recover(self, journal: Journal, version: WeightVersion) -> Recovery:
+        """What earlier processes rolled out and nobody trained; what of it is of no use is told by name."""
+        manifest, folder = self._manifest, self._config.run.folder
+        if manifest is None:
+            return Recovery()
+        journal.resumes_at = manifest.step
+        lineage = surviving(read_events(folder / EVENTS_FILE).events)
+        staleness = self._config.rollout.max_staleness
+        spooled = read_whole_spool(folder / TRAJECTORIES_FOLDER)
+        recovery = recover(spooled, lineage, manifest.ledger, manifest.step, version.generation, staleness)
+        if recovery.groups:
+            journal.say(f"{len(recovery.groups)} groups were rolled out already, and are not again where they are asked for")
+        journal.discarded(recovery)
+        return recovery
 
     def _sum_up(self, state: RunState) -> None:
         """The run's last words: summary, report, audit, closing table."""
@@ -190,3 +233,13 @@ class Course:
         for violation in found.violations:
             journal.say(f"audit: {violation}")
         journal.say(f"audit: {len(found.violations)} violations; report: {report}")
+
+
+def _refuse_another_index(folder: Path, manifest: Manifest | None) -> None:
+    """Rewards and answers are of one corpus; a run that found another would go on as if nothing had happened."""
+    found = index_hash(folder)
+    if manifest is not None and manifest.index_hash and manifest.index_hash != found:
+        raise UserError(
+            f"{folder}: is index {found[:12]}, and the run was trained with {manifest.index_hash[:12]}: put that one back, or begin"
+            " another run from its weights with --fork and --new-index"
+        )

@@ -5,12 +5,15 @@ from __future__ import annotations
 import asyncio
 import time
 import zlib
+from dataclasses import replace
 
+import ray
 from ray.exceptions import RayError
 
 from actors.failures import EngineDrained
 from actors.messages import GroupRequest, GroupVoided
 from medr3.run.journal import FinishedGroup
+from medr3.run.recovery import Found
 from medr3.run.state import RunState
 from trajectories.events import EventKind
 from trajectories.groups import Fate
@@ -66,6 +69,9 @@ class Feed:
         """One attempt after the other, until the group is finished or given up. Each attempt's lease is kept by the pool."""
         while self._state.ledger.is_open(group_id):
             request = self._request(group_id)
+            if found := self._state.recovery.take(group_id, request.question.id, request.phase):
+                await self._recovered(request, found)
+                return
             try:
                 finished = await self._attempt(request)
             except GroupVoided as error:
@@ -89,6 +95,18 @@ class Feed:
         await state.journal.spooled(finished)
         return finished
 
+    async def _recovered(self, request: GroupRequest, found: Found) -> None:
+        """An earlier process rolled this group out, and the weights that it used are still of the run: nobody has to do it again."""
+        state, summary = self._state, replace(found.summary, attempt=request.attempt)
+        rows = await asyncio.to_thread(ray.put, found.table)
+        group = FinishedGroup(summary, request.question.source, rows, found.table)
+        await state.journal.spooled(group)
+        if not state.ledger.is_open(request.group_id):  # given up meanwhile
+            return
+        state.ledger.start(request.group_id, summary.engine_id, summary.oldest)
+        state.journal.events.append(EventKind.RECOVERED, group_id=request.group_id, engine_id=summary.engine_id)
+        self._finish(request, group, observed=found.observed)
+
     def _request(self, group_id: str) -> GroupRequest:
         state = self._state
         group = state.ledger.group(group_id)
@@ -101,12 +119,13 @@ class Feed:
             budget=state.config.phase_budget(rules), recipe=state.config.rewards[rules.reward], temperatures=rules.temperatures,
         )  # fmt: skip
 
-    def _finish(self, request: GroupRequest, group: FinishedGroup) -> None:
+    def _finish(self, request: GroupRequest, group: FinishedGroup, *, observed: bool = False) -> None:
         state, group_id = self._state, request.group_id
         if not state.ledger.finish(group_id, request.attempt, group.summary.oldest, time.monotonic()):
             return
         state.finished[group_id] = group
-        state.sampler.observe(request.question.id, sum(group.summary.correct), len(group.summary.correct))
+        if not observed:
+            state.sampler.observe(request.question.id, sum(group.summary.correct), len(group.summary.correct))
         state.watchdog.progress(f"group {group_id} finished")
         if len(set(group.summary.rewards)) == 1 and state.ledger.drop_uniform(group_id):
             self._ended()

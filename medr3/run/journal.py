@@ -21,6 +21,8 @@ from actors.protocol import FinishReason
 from medr3.observe.tracker import Tracker
 from medr3.run.accounts import Accounts
 from medr3.run.manifest import write_json
+from medr3.run.recovery import Recovery, note_of
+from security.hiding import scrub
 from trajectories.events import EventKind, EventLog
 from trajectories.groups import Outcome
 from trajectories.ledger import Ledger
@@ -50,13 +52,20 @@ class Journal:
     store: Recorder
     accounts: Accounts = field(default_factory=Accounts)
     on_status: Callable[[dict[str, Any]], None] = lambda fields: None  # for a terminal that shows where the run is
+    redact: Callable[[pa.Table], pa.Table] | None = None  # of rows, before they are stored; what is learned from stays as it is
+    resumes_at: int = -1  # the step of the newest checkpoint that was ordered
     _unstored: list[pa.Table] = field(default_factory=list)
     _ended: list[str] = field(default_factory=list)
+    _held: list[str] = field(default_factory=list)  # ended, and of use to a resume from that checkpoint: they stay in the spool
+    _superseded: list[str] = field(default_factory=list)  # of these, those whose rows are in a step's file
 
     def published(self, publication: Publication) -> None:
         """New weights; the publish number is the step that made them."""
         version = publication.version
-        self.events.append(EventKind.PUBLISHED, version=str(version), step=version.number, checksum=publication.checksum)
+        state = {"state": publication.state} if publication.state else {}
+        self.events.append(
+            EventKind.PUBLISHED, version=str(version), step=version.number, checksum=publication.checksum, **state
+        )
 
     def ack(self, ack: WeightAck) -> None:
         """An engine's answer. One that refused the file has no canary to tell of, and JSON has no NaN."""
@@ -71,7 +80,9 @@ class Journal:
         """Writes down every group that ended since the last call, and keeps its rows for the step's file."""
         for ending in ledger.drain_endings():
             group = finished.pop(ending.group_id, None)
-            self._ended.append(ending.group_id)
+            (self._ended if group is None or group.summary.newest.number > self.resumes_at else self._held).append(
+                ending.group_id
+            )
             if ending.outcome is Outcome.TRAINED:
                 assert group is not None, "a trained group has rows"
                 self.events.append(
@@ -83,22 +94,40 @@ class Journal:
                 kind = EventKind.DROPPED if ending.outcome is Outcome.DROPPED else EventKind.VOIDED
                 self.events.append(kind, group_id=ending.group_id, reason=ending.reason)
             if group is not None:
-                self._unstored.append(with_ending(group.table, ending.outcome.value, ending.reason, ending.step, learner))
+                self._unstored.append(
+                    with_ending(group.table, ending.outcome.value, scrub(ending.reason), ending.step, learner)
+                )
 
     async def spooled(self, group: FinishedGroup) -> None:
         """Returns once a crash of this process does not lose the group."""
-        await asyncio.wrap_future(self.store.finished(group.table))
+        if self.redact is not None:
+            group.table = await asyncio.to_thread(self.redact, group.table)
+        await asyncio.wrap_future(self.store.finished(group.table, note_of(group.summary)))
+
+    def discarded(self, recovery: Recovery) -> None:
+        """Groups of an earlier process whose rows are not used, each by name."""
+        for group_id, reason in recovery.drain_discarded():
+            self.events.append(EventKind.DISCARDED, group_id=group_id, reason=reason)
 
     def store_step(self, step: int) -> None:
         """One file per step, with all groups that ended since the last one; written while the loop goes on."""
         self.store.step(step, self._unstored, self._ended)
-        self._unstored, self._ended = [], []
+        self._superseded += self._held
+        self._unstored, self._ended, self._held = [], [], []
+
+    def ordered(self, step: int) -> list[str]:
+        """A checkpoint of this state is ordered; returns the groups that nobody needs once a manifest names it."""
+        self.resumes_at = step
+        superseded, self._superseded = self._superseded, []
+        return superseded
 
     def store_rest(self, step: int) -> None:
         """At the end of a run: groups that ended after the last step, in a file of their own."""
-        if self._ended:
+        if self._ended or self._unstored:
             self.store_step(step + 1)
         self.store.sync()
+        self.store.ended(self._superseded)  # nobody resumes a run that has ended
+        self._superseded = []
 
     def sync(self) -> None:
         """Forces what was written onto the disk; called before a manifest that refers to it."""
@@ -107,7 +136,7 @@ class Journal:
 
     def say(self, line: str) -> None:
         """A line for the person at the terminal."""
-        print(line, flush=True)
+        print(scrub(line), flush=True)
 
     def warn(self, step: int, learner: dict[str, float]) -> None:
         """What a person should know of a step that was made all the same."""

@@ -56,15 +56,22 @@ class TrainingLoop:
     async def run(self) -> Decision | None:
         """Raises whatever went wrong in any task. Returns the decision to roll back, if that is how it ended."""
         state, last = self._state, None
-        async with asyncio.TaskGroup() as tasks:
-            beside = [tasks.create_task(work) for work in (state.watchdog.watch(partial(explain_wait, state)), tell(state))]
-            await self._deciding.enter()
-            beside += [tasks.create_task(work) for work in (self._feed.run(), self._scaling.run())]
-            checkpoints = Checkpointing(state, tasks)
-            while not state.controller.finished and not state.stop.is_set() and not _rolls_back(last):
-                last = await self._step(checkpoints)
-            for task in beside:
-                task.cancel()
+        checkpoints: Checkpointing | None = None
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                beside = [tasks.create_task(work) for work in (state.watchdog.watch(partial(explain_wait, state)), tell(state))]
+                checkpoints = Checkpointing(state, tasks)
+                await self._deciding.enter()
+                beside += [tasks.create_task(work) for work in (self._feed.run(), self._scaling.run())]
+                while not state.controller.finished and not state.stop.is_set() and not _rolls_back(last):
+                    last = await self._step(checkpoints)
+                for task in beside:
+                    task.cancel()
+            await checkpoints.close()
+        except Exception:
+            if checkpoints is not None:
+                await checkpoints.rescue()
+            raise
         if not _rolls_back(last):
             tell_end(state)
         if state.controller.finished:
@@ -133,7 +140,7 @@ class TrainingLoop:
         if not last and state.progress.step % state.config.run.checkpoint_every:
             return
         with state.watchdog.stage("checkpoint"):
-            await checkpoints.order(phase)
+            await checkpoints.order(phase, ends=state.stop.is_set() or state.controller.finished)
             if last:
                 await checkpoints.finish()
 

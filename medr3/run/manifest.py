@@ -9,9 +9,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from medr3.errors import UserError
+from security.hiding import scrubbed
 
 MANIFEST, CHECKPOINTS = "manifest.json", "checkpoints"
 
@@ -28,6 +29,25 @@ class CheckpointRecord(BaseModel):
     score: float | None  # held-out accuracy at the phase's last probe
     probed_at: int | None  # the step of that probe: weights may have moved on since
 
+    @field_validator("folder")
+    @classmethod
+    def _lies_in_the_run(cls, folder: str) -> str:
+        """A manifest that was brought from elsewhere must not name what lies elsewhere."""
+        if Path(folder).is_absolute() or not {"..", ""}.isdisjoint(folder.split("/")):
+            raise ValueError(f"checkpoint {folder!r} does not lie in the run's folder")
+        return folder
+
+
+class Parent(BaseModel):
+    """The run, and the state of it, that a fork began with."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    run_id: str
+    step: int
+    config_hash: str
+    changed: list[str]  # the settings that differ from the parent's, by their dotted names
+
 
 class Manifest(BaseModel):
     """All state of a run at the end of one step, but for the tensors, which lie in the checkpoint that it names."""
@@ -38,7 +58,7 @@ class Manifest(BaseModel):
     run_id: str
     step: int
     generation: int
-    checkpoints: list[CheckpointRecord]  # all that are kept, oldest first; a resume starts from the last
+    checkpoints: list[CheckpointRecord] = Field(min_length=1)  # all that are kept, oldest first; a resume starts from the last
     config_hash: str
     index_hash: str
     tracker_id: str
@@ -47,6 +67,7 @@ class Manifest(BaseModel):
     sampler: dict[str, Any]
     controller: dict[str, Any]
     progress: dict[str, Any]  # what the summary will tell: scores so far, phases left, seconds by stage
+    forked_from: Parent | None = None  # of a run that began with another's weights
 
     @property
     def checkpoint(self) -> str:
@@ -54,19 +75,34 @@ class Manifest(BaseModel):
         return self.checkpoints[-1].folder
 
 
-def write_json(path: Path, value: object) -> None:
-    """Replaces a JSON file atomically and durably."""
+def write_json(path: Path, value: object, *, exact: bool = False) -> None:
+    """Replaces a JSON file atomically and durably; without secrets, unless it is state that is read back exactly."""
     unfinished = path.with_name(path.name + ".unfinished")
     with unfinished.open("w", encoding="utf-8") as file:
-        json.dump(value, file, indent=1, allow_nan=False)
+        json.dump(value if exact else scrubbed(value), file, indent=1, allow_nan=False)
         file.flush()
         os.fsync(file.fileno())
     os.replace(unfinished, path)
+    sync_folder(path.parent)
+
+
+def sync_folder(folder: Path) -> None:
+    """Puts the names of a folder's files onto the disk: a file is durable only when its name is."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:
     """Into a checkpoint's folder, or into the run's: from that moment on a resume starts here."""
-    write_json(folder / MANIFEST, manifest.model_dump(mode="json"))
+    write_json(folder / MANIFEST, manifest.model_dump(mode="json"), exact=True)
+
+
+def manifest_bytes(manifest: Manifest) -> bytes:
+    """As the file has it."""
+    return json.dumps(scrubbed(manifest.model_dump(mode="json")), indent=1, allow_nan=False).encode()
 
 
 def open_manifest(folder: Path) -> Manifest | None:
@@ -82,23 +118,20 @@ def open_manifest(folder: Path) -> Manifest | None:
         ) from None
 
 
-def read_manifest(run_folder: Path, config_hash: str) -> Manifest | None:
-    """The manifest to resume from; None where the run has none yet. Another configuration's manifest is refused."""
-    manifest, path = open_manifest(run_folder), run_folder / MANIFEST
-    if manifest is None:
-        return None
-    if manifest.config_hash != config_hash:
-        raise UserError(
-            f"{path}: belongs to another configuration: give the run another run.folder, or start anew with --resume never"
-        )
-    if not (run_folder / manifest.checkpoint).is_dir():
-        raise UserError(f"{path}: names {manifest.checkpoint}, which is gone: start anew with --resume never")
-    return manifest
+def worth_keeping(
+    records: Sequence[CheckpointRecord], last: int, best: int, every: int | None = None
+) -> list[CheckpointRecord]:
+    """The newest, and beside them the best by held-out score and those of every so many steps, oldest first.
 
-
-def worth_keeping(records: Sequence[CheckpointRecord], last: int, best: int) -> list[CheckpointRecord]:
-    """The newest, and beside them the best by held-out score, oldest first."""
-    kept = {record.folder for record in (*records[-last:], *best_first(records)[:best])}
+    Example:
+        >>> def record(step, score):
+        ...     return CheckpointRecord(folder=str(step), step=step, phase="p", phase_index=0, score=score, probed_at=step)
+        >>> scores = {10: 0.5, 20: 0.9, 30: 0.6, 40: 0.7, 50: 0.8}
+        >>> [kept.step for kept in worth_keeping([record(*each) for each in scores.items()], last=1, best=1, every=30)]
+        [20, 30, 50]
+    """
+    regular = [record for record in records if every is not None and record.step % every == 0]
+    kept = {record.folder for record in (*records[-last:], *best_first(records)[:best], *regular)}
     return [record for record in records if record.folder in kept]
 
 
@@ -113,9 +146,12 @@ def _quality(record: CheckpointRecord) -> tuple[int, float, bool, int]:
     return record.phase_index, record.score or 0.0, record.probed_at == record.step, record.step
 
 
-def prune_checkpoints(run_folder: Path, manifest: Manifest) -> None:
-    """Removes what the manifest does not name, what a killed run left unfinished included; called while none is being written."""
-    named = {run_folder / record.folder for record in manifest.checkpoints}
+def prune_checkpoints(run_folder: Path, manifest: Manifest, spare: str = "") -> None:
+    """Removes what the manifest does not name, what a killed run left unfinished included; called while none is being written.
+
+    `spare` is a checkpoint that somebody still reads.
+    """
+    named = {run_folder / name for name in (*(record.folder for record in manifest.checkpoints), spare)}
     for folder in (run_folder / CHECKPOINTS).glob("step-*"):
         if folder not in named:
             shutil.rmtree(folder)

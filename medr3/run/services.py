@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-import random
+import time
 import zlib
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Awaitable, Callable, Generator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
@@ -22,15 +22,16 @@ from learner.config import LearnerConfig
 from medr3.config import RunConfig
 from medr3.errors import UserError
 from medr3.evaluation.background import BackgroundReports, Report
-from retrieval_service.app import deploy, undeploy
+from medr3.run.canary import canary_speller
+from retrieval_service.app import deploy, handle_of, undeploy
 from retrieval_service.config import RetrievalConfig
 from retrieval_service.index import HybridIndex, IndexRefused
 from retrieval_service.manifest import IndexManifest
 from retrieval_service.types import SearchQuery
-from tasks.cold_start import ColdStartStalled, cold_start, encode
+from security.local_ray import stay_on_this_machine
+from tasks.cold_start import ColdStartStalled, cold_start
 from tasks.config import ColdStartConfig
 from tasks.questions import Document
-from tasks.teacher import demonstrate
 from tasks.tokenizer import load_tokenizer
 from tasks.world import Universe
 from trajectories.publication import Publication, WeightAck
@@ -61,6 +62,7 @@ def connect_ray(config: RunConfig) -> None:
     if address:
         ray.init(address=address, log_to_driver=False, logging_level="ERROR", runtime_env={"env_vars": QUIET_ENVIRONMENT})
     else:
+        stay_on_this_machine()
         ray.init(num_cpus=config.run.ray_cpus, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
 
 
@@ -153,7 +155,8 @@ def check_model(folder: Path) -> Path:
     """A folder that engines, learner and prompts can all use."""
     if not (folder / "config.json").is_file():
         raise UserError(f"model.path: {folder} has no config.json: name the folder of a Hugging Face model")
-    if not load_tokenizer(folder).chat_template:
+    # The template's own file says enough: to open a tokenizer takes seconds of imports before anything starts.
+    if not (folder / "chat_template.jinja").is_file() and not load_tokenizer(folder).chat_template:
         raise UserError(
             f"model.path: the tokenizer of {folder} has no chat template, which every prompt is put into: add one to its"
             " tokenizer_config.json"
@@ -170,6 +173,7 @@ class Services:
     app_name: str
     publication: Publication
     reports: BackgroundReports | None
+    ready: dict[str, float]  # when each of them was, in Unix seconds
 
     @classmethod
     async def start(
@@ -187,23 +191,28 @@ class Services:
         """Starts all three; engines are proved to hold the learner's weights before this returns."""
         unique = unique_name(config.run.name, config.run.folder)
         app_name = f"medr3-{unique}-retrieval"
-        learner = LearnerClient(config.learner, unique, canary_tokens(universe, model))
+        learner = LearnerClient(config.learner, unique, canary_speller(universe, model))
         pools: list[RolloutPool | BackgroundReports] = []  # in the order in which they are ended
+        ready: dict[str, float] = {}
 
         async def publish() -> Publication:
             publication = await learner.start(model, version, checkpoint, config.run.folder / "ray_train")
             on_published(publication)
             return publication
 
-        # Learner and retrieval start together; the engines follow as soon as there is a retrieval handle to give to them.
+        # All start at once: a handle needs no application yet, and engines await the weights only when they run.
         publishing = asyncio.create_task(publish())
         try:
-            handle = await asyncio.to_thread(deploy, index_folder, config.retrieval, app_name)
+            handle = handle_of(app_name)
             pool = RolloutPool(config.rollout, handle, config.retrieval, on_ack=on_ack)
             reports = BackgroundReports(config, universe, handle, on_report) if config.evaluation.engines else None
             pools += [reports, pool] if reports else [pool]
-            await asyncio.gather(*(each.start(str(model.resolve()), publishing) for each in pools))
-            return cls(pool, learner, app_name, await publishing, reports)
+            await asyncio.gather(
+                _timed(ready, "learner", publishing),
+                _timed(ready, "retrieval", asyncio.to_thread(deploy, index_folder, config.retrieval, app_name)),
+                _timed(ready, "engines", asyncio.gather(*(each.start(str(model.resolve()), publishing) for each in pools))),
+            )
+            return cls(pool, learner, app_name, await publishing, reports, ready)
         except BaseException:
             publishing.cancel()
             await _stop(pools, learner, app_name)
@@ -214,25 +223,17 @@ class Services:
         await _stop([self.reports, self.pool] if self.reports else [self.pool], self.learner, self.app_name)
 
 
+async def _timed(ready: dict[str, float], name: str, start: Awaitable[Any]) -> None:
+    await start
+    ready[name] = time.time()
+
+
 async def _stop(pools: Sequence[RolloutPool | BackgroundReports], learner: LearnerClient, app_name: str) -> None:
     for end in (*(pool.stop for pool in pools), learner.stop):
         with suppress(Exception):
             await end()
     with suppress(Exception):
         await asyncio.wait_for(asyncio.to_thread(undeploy, app_name), SERVE_GRACE_S)
-
-
-def canary_tokens(universe: Universe, model: Path) -> list[int]:
-    """A teacher episode on a gate question: text that the policy knows well, so that any wrong weight shows."""
-    world = universe.held_out["gate"]
-
-    def search(collection: str, query: str) -> list[Document]:
-        relation, subject = query.split()
-        return list(world.facts[relation, subject].documents)
-
-    demonstration = demonstrate(world, world.question("world/joint", 0), random.Random(0), search)
-    ids, _ = encode(demonstration, load_tokenizer(model))
-    return ids
 
 
 def unique_name(run: str, folder: Path) -> str:

@@ -11,8 +11,9 @@ from learner.client import LearnerClient
 from medr3.config import RunConfig
 from medr3.evaluation.background import BackgroundReports
 from medr3.run.journal import FinishedGroup, Journal
-from medr3.run.manifest import CheckpointRecord
+from medr3.run.manifest import CheckpointRecord, Parent
 from medr3.run.progress import Progress
+from medr3.run.recovery import Recovery
 from medr3.run.sampler import QuestionSampler
 from medr3.run.watchdog import Watchdog
 from tasks.world import Universe
@@ -42,5 +43,7 @@ class RunState:
     finished: dict[str, FinishedGroup] = field(default_factory=dict)
     arrived: asyncio.Event = field(default_factory=asyncio.Event)  # a group finished
     slot_free: asyncio.Event = field(default_factory=asyncio.Event)  # the feed may look for a slot
+    recovery: Recovery = field(default_factory=Recovery)  # groups that an earlier process rolled out
+    forked_from: Parent | None = None
     reports: BackgroundReports | None = None  # None: the training engines report, between two steps
     stop: asyncio.Event = field(default_factory=asyncio.Event)  # somebody asked the run to end after this step

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import errno
 import json
-import shutil
 import signal
 import sys
 import time
@@ -17,34 +16,35 @@ from medr3.config import RunConfig
 from medr3.errors import UserError
 from medr3.observe.summary import closing_table
 from medr3.ops.preflight import preflight
-from medr3.run.manifest import Manifest, read_manifest, write_json
+from medr3.run import resuming
+from medr3.run.forking import Fork, begin_fork, begun_as, find_origin
+from medr3.run.manifest import Manifest, open_manifest, write_json
+from medr3.run.mirroring import use_mirror
+from medr3.run.resuming import CONFIG, begin_anew, place
+from medr3.run.unheard import survive_readers
+from medr3.run_shapes import read_summary
+from security.hiding import scrub
 from trajectories.events import EventKind, EventLog
 
+AUTO, NEVER = "auto", "never"
 FULL = (errno.ENOSPC, errno.EDQUOT)
 RESUMABLE_EXIT = 3  # the run failed, and the same command goes on from its last checkpoint
 INTERRUPTED_EXIT = 130  # as shells report Ctrl-C
 
-OWNED = (
-    "manifest.json",
-    "events.jsonl",
-    "metrics.jsonl",
-    "status.json",
-    "summary.json",
-    "report.html",
-    "trajectories",
-    "checkpoints",
-    "wandb",
-    "ray_train",
-)
 
+def train(config: RunConfig, resume: str, fork: Fork | None = None) -> int:
+    """Runs to the end and returns the exit code: 0 done or stopped on request, 3 failed but resumable, 130 interrupted.
 
-def train(config: RunConfig, resume: str) -> int:
-    """Runs to the end and returns the exit code: 0 done or stopped on request, 3 failed but resumable, 130 interrupted."""
-    folder = config.run.folder = config.run.folder.resolve()
-    preflight(folder, http_port=config.retrieval.http_port)
-    manifest = _open_folder(folder, config, resume)
+    `resume` is auto, never, or a path (`medr3.run.resuming`); a `fork` begins the run where its folder holds none yet.
+    """
+    survive_readers()
+    config.run.folder = config.run.folder.resolve()
+    preflight(config.run.folder, http_port=config.retrieval.http_port)
+    check_index(config)
+    manifest = _open_folder(config, resume, fork)
+    folder = config.run.folder
     if manifest is not None and manifest.controller["finished"] and (folder / "summary.json").exists():
-        print(closing_table(json.loads((folder / "summary.json").read_text())))
+        print(closing_table(read_summary(folder)))
         print(f"this run has ended, its report is {folder / 'report.html'}; --resume never trains it anew")
         return 0
     try:
@@ -63,32 +63,29 @@ def train(config: RunConfig, resume: str) -> int:
         return RESUMABLE_EXIT
 
 
-def _open_folder(folder: Path, config: RunConfig, resume: str) -> Manifest | None:
-    """The manifest to resume from, or None with a folder that holds nothing of an earlier course."""
-    manifest = read_manifest(folder, config.hash()) if resume == "auto" else None
+def check_index(config: RunConfig) -> None:
+    """Told before Ray is started, which takes its time."""
+    if config.retrieval.index and not Path(config.retrieval.index).is_dir():
+        raise UserError(f"retrieval.index: {config.retrieval.index} does not exist: build it, or leave retrieval.index empty")
+
+
+def _open_folder(config: RunConfig, resume: str, fork: Fork | None) -> Manifest | None:
+    """The state to go on from, or None with a folder that holds nothing of an earlier course."""
+    checkpoint = ""
+    if resume not in (AUTO, NEVER):
+        config.run.folder, checkpoint = place(Path(resume))
+    folder = config.run.folder
+    if config.run.mirror:
+        use_mirror(config, begin_anew=resume == NEVER)
+    manifest = resuming.resume(config, checkpoint) if resume != NEVER else None
+    if manifest is not None and fork is not None:
+        begun_as(fork, manifest)
     if manifest is None:
-        for name in OWNED:  # the index and the cold start depend on the configuration alone and are kept if it is the same
-            path = folder / name
-            shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
-        _keep_if_same(folder, config)
-    write_json(folder / "config.json", config.model_dump(mode="json"))
+        origin = find_origin(fork, config) if fork else None
+        begin_anew(config)
+        manifest = begin_fork(origin, config, new_index=fork.new_index) if fork and origin else None
+    write_json(folder / CONFIG, config.model_dump(mode="json"))
     return manifest
-
-
-def _keep_if_same(folder: Path, config: RunConfig) -> None:
-    parts = {"index": {"world", "retrieval"}, "cold_start": {"world", "retrieval", "cold_start"}}
-    try:
-        before = RunConfig.model_validate(json.loads((folder / "config.json").read_text()))
-    except (OSError, ValueError):
-        before = None
-    for name, settings in parts.items():
-        same = (
-            before is not None
-            and before.run.seed == config.run.seed
-            and before.model_dump(include=settings) == config.model_dump(include=settings)
-        )
-        if not same:
-            shutil.rmtree(folder / name, ignore_errors=True)
 
 
 async def _train(config: RunConfig, manifest: Manifest | None) -> int:
@@ -121,7 +118,7 @@ async def _train(config: RunConfig, manifest: Manifest | None) -> int:
             await asyncio.to_thread(ray.shutdown)
         if code is not None:
             return code
-        manifest = read_manifest(config.run.folder, config.hash())  # rolled back: go on from there
+        manifest = open_manifest(config.run.folder)  # rolled back: go on from there
 
 
 def _reason(error: BaseException) -> str:
@@ -130,7 +127,7 @@ def _reason(error: BaseException) -> str:
         error = error.exceptions[0]
     if isinstance(error, OSError) and error.errno in FULL:
         return f"the disk is full ({error.filename or error.strerror}): make room there"
-    text = " ".join(str(error).split())
+    text = " ".join(scrub(str(error)).split())
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
 
 
@@ -142,7 +139,9 @@ def _last(folder: Path) -> str:
 def _record_end(folder: Path, state: str, reason: str) -> None:
     """What `medr3 status` and the report will say of a run that did not reach its end."""
     path = folder / "status.json"
-    known = json.loads(path.read_text()) if path.exists() else {}
+    known: dict[str, Any] = {}
+    with suppress(OSError, ValueError, RecursionError, TypeError):  # a damaged file is written anew
+        known = dict(json.loads(path.read_text()))
     write_json(path, known | {"state": state, "reason": reason, "time": time.time()})
     if reason and (folder / "events.jsonl").exists():
         with EventLog(folder / "events.jsonl") as events:

@@ -1,8 +1,11 @@
-"""The mailbox between the driver and the learner's workers."""
+"""The mailbox between the driver and the learner's workers, and what starting those costs the driver."""
 
 from __future__ import annotations
 
 import asyncio
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
@@ -31,3 +34,12 @@ def test_mailbox_gives_each_rank_each_order_once_and_answers_when_all_are_throug
             await mailbox.put(NewPhase(True, False))
 
     asyncio.run(scenario())
+
+
+def test_neither_the_driver_nor_ray_train_s_controller_imports_what_only_workers_need():
+    """Both import this module: the controller gets the entry point by its name."""
+    code = "import learner.launch, medr3.run.course, sys; print(*{'transformers', 'learner.worker', 'vllm'} & set(sys.modules))"
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, cwd=Path(__file__).parents[2], check=True
+    )
+    assert done.stdout.split() == []

@@ -255,6 +255,25 @@ def test_the_manifests_position_beats_the_checkpoint_event(run: RunFolder) -> No
     assert late not in report.open
 
 
+def test_a_group_of_the_process_before_is_trained_where_its_weights_survived(run: RunFolder) -> None:
+    run.train()
+    run.checkpoint()
+    run.resume(step=1)
+    run.train(row={"versions": [VersionSpan(1, 0, 2, 4), VersionSpan(1, 1, 6, 8)]})  # 1.1 is what 2.1 was loaded from
+    assert audit(run.stop()).violations == []
+
+
+def test_a_group_of_weights_that_a_resume_took_back_is_not(run: RunFolder) -> None:
+    run.train()
+    run.checkpoint()
+    run.train()
+    run.resume(step=1)
+    run.train()
+    run.train(row={"versions": [VersionSpan(1, 2, 2, 4), VersionSpan(2, 2, 6, 8)]})
+    words = "has a trained token of another generation, whose weights no resume kept"
+    assert any(words in violation for violation in audit(run.stop()).violations)
+
+
 def test_a_resume_that_contradicts_its_manifest(run: RunFolder) -> None:
     run.train()
     run.train()

@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.run_folder import episode
+from trajectories.event_fields import TYPES
 from trajectories.events import REQUIRED_FIELDS, EventKind, EventLog, read_events
 from trajectories.rules import broken_rows
 from trajectories.schema import EPISODE_SCHEMA, STORED_SCHEMA, Episode, Segment, VersionSpan, WeightVersion, check, to_table
@@ -20,11 +21,14 @@ from trajectories.store import TrajectoryStore, read, stored_steps, with_ending
 V = WeightVersion(1, 0)
 
 
+FITTING = {"integer": 1, "number": 0.5, "text": "a", "version": "1.2", "true or false": True}
+
+
 def test_every_kind_has_its_fields_and_is_read_back(tmp_path: Path) -> None:
     assert REQUIRED_FIELDS.keys() == set(EventKind)
     with EventLog(tmp_path / "events.jsonl") as log:
         for kind, names in REQUIRED_FIELDS.items():
-            log.append(kind, **dict.fromkeys(names, 1), note="ä\nb")
+            log.append(kind, **{name: FITTING[TYPES.get(name, "integer")] for name in names}, note="ä\nb")
     events, truncated = read_events(log.path)
     assert [event.kind for event in events] == list(REQUIRED_FIELDS)
     assert all(event["note"] == "ä\nb" for event in events)

@@ -20,7 +20,7 @@ from tests.run_folder import RunFolder, episode
 from trajectories.audit import TRAJECTORIES_FOLDER, audit
 from trajectories.recorder import Recorder
 from trajectories.schema import STORED_SCHEMA, WeightVersion, to_table
-from trajectories.spool import Spool, clear_superseded, read_spool
+from trajectories.spool import Spool, clear_superseded, read_spool, read_whole_spool
 from trajectories.store import TrajectoryStore, iterate, read, stored_steps, with_ending
 
 V = WeightVersion(1, 0)
@@ -166,8 +166,34 @@ def test_a_later_generation_may_use_a_group_s_name_again(tmp_path: Path) -> None
     Spool(tmp_path, 2).append(group("g1"))
     TrajectoryStore(tmp_path).write(1, 2, [ended("g1", 1)])
     assert [each[:2] for each in read_spool(tmp_path).groups] == [(1, "g1")]
-    clear_superseded(tmp_path)
-    assert [path.name for path in tmp_path.glob("spool-*")] == ["spool-generation-1-000001.arrows"]
+    assert [each[:2] for each in read_whole_spool(tmp_path)] == [(1, "g1"), (2, "g1")]
+    clear_superseded(tmp_path, 2)
+    assert [path.name for path in tmp_path.glob("spool-*")] == ["spool-generation-2-000001.arrows"]
+
+
+def test_a_note_comes_back_with_its_rows_also_after_a_crash(tmp_path: Path) -> None:
+    spool = Spool(tmp_path, 1)
+    spool.append(group("g1"), b'{"made": "here"}')
+    spool.append(group("g2"))
+    assert [(each.group_id, each.note) for each in read_whole_spool(tmp_path)] == [("g1", b'{"made": "here"}'), ("g2", b"")]
+
+
+def test_what_was_appended_is_on_the_disk_before_a_manifest_counts_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    synced: list[str] = []
+    real = os.fsync
+
+    def note(handle: int) -> None:
+        synced.append(Path(f"/proc/self/fd/{handle}").readlink().name)
+        real(handle)
+
+    recorder = Recorder(tmp_path / "rows", 1)
+    recorder.finished(group("g1")).result()
+    monkeypatch.setattr(os, "fsync", note)
+    recorder.sync()
+    assert synced == ["spool-generation-1-000001.arrows", "rows"]
+    recorder.sync()
+    assert synced[2:] == ["rows"], "what is there already is not written again"
+    recorder.close()
 
 
 class Segment(NamedTuple):
