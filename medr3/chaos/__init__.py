@@ -1,0 +1,1 @@
+"""Faults on the real processes of a run, and what must hold after them."""
