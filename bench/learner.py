@@ -29,12 +29,12 @@ MATMUL = 2048  # a larger product is no faster
 Part = tuple[list[Result], list[Result], list[str]]  # figures, ratios, notes
 
 
-def run(peer: Path | None = None) -> Result:
-    """All five; that against TRL only where `peer` names an environment that has it."""
+def run(peer: Path | None = None, short: bool = False) -> Result:
+    """All five; that against TRL only where `peer` names an environment that has it. `short` leaves out two workers and memory."""
     torch.set_num_threads(1)
     left_out: Part = ([], [], ["TRL was left out: name its environment with --peer"])
     trl = left_out if peer is None else over_trl(peer)
-    parts = [packed_over_padded(), trl, utilisation(), two_workers(), peak_memory()]
+    parts = [packed_over_padded(), trl, utilisation(), *([] if short else [two_workers(), peak_memory()])]
     figures, ratios, notes = (list(chain.from_iterable(column)) for column in zip(*parts, strict=True))
     return result(figures, ratios, notes)
 

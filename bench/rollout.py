@@ -71,14 +71,17 @@ LARGE = Case(  # few episodes, for on two cores each takes a third of a second
 )  # fmt: skip
 
 
-def run() -> Result:
-    """Ray comes last: even one that does nothing takes processor time."""
+def run(short: bool = False) -> Result:
+    """Ray comes last: even one that does nothing takes processor time. `short` is episodes over the bare engine on the small model."""
     torch.set_num_threads(1)
     parts: list[Part] = []
-    with rolling_out(LARGE) as rollout:
-        parts.append(rollout.over_bare())
+    if not short:
+        with rolling_out(LARGE) as rollout:
+            parts.append(rollout.over_bare())
     with rolling_out(SMALL) as rollout:
-        parts += [rollout.over_bare(), rollout.slow_searches(), rollout.through_serve()]
+        parts.append(rollout.over_bare())
+        if not short:
+            parts += [rollout.slow_searches(), rollout.through_serve()]
     figures, ratios = (list(chain.from_iterable(column)) for column in zip(*parts, strict=True))
     note = "weights are random: every turn samples as many tokens as the teacher wrote, whose words then take their place"
     return result(figures, ratios, [note])

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# An environment of its own with TRL, for `medr3 bench learner --peer ENV`:
+# An environment of its own with TRL, for `medr3 bench learner --peer ENV` and `medr3 bench end-to-end --peer ENV`:
 #
 #   bench/peers/trl.sh ENV
 #
@@ -12,5 +12,5 @@ python=${PYTHON:-python3.11}
 "$python" -m venv "$env"
 "$env/bin/python" -m pip install --quiet uv
 find_links=(${PIP_FIND_LINKS:+--find-links "$PIP_FIND_LINKS"})
-"$env/bin/uv" pip install --quiet --python "$env/bin/python" "${find_links[@]:---torch-backend=cpu}" "torch==2.13.0+cpu" "trl>=1.16,<2"
+"$env/bin/uv" pip install --quiet --compile-bytecode --python "$env/bin/python" "${find_links[@]:---torch-backend=cpu}" "torch==2.13.0+cpu" "trl>=1.16,<2"
 "$env/bin/python" -c 'import torch, transformers, trl; print("trl", trl.__version__, "transformers", transformers.__version__, "torch", torch.__version__)'
