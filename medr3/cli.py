@@ -11,6 +11,8 @@ from typing import Annotated, Literal
 import typer
 
 from medr3.cli_ablate import ablate
+from medr3.cli_bench import bench
+from medr3.cli_chaos import chaos
 from medr3.cli_common import Config, Json, Overrides, Run, load_config
 from medr3.cli_dashboard import dashboard
 from medr3.cli_data import data
@@ -20,6 +22,7 @@ from medr3.cli_retrieval import retrieval
 from medr3.cli_rewards import rewards
 from medr3.cli_trajectories import trajectories
 from medr3.errors import UserError
+from security.hiding import scrub
 
 app = typer.Typer(
     name="medr3",
@@ -30,10 +33,6 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 
-BENCHMARKS = (
-    "asynchrony", "curves", "data", "judge", "learner", "ledger", "retrieval", "rewards", "rollout", "simulation", "trajectories",
-    "weights",
-)  # fmt: skip
 USER_ERROR_EXIT = 2  # as for a wrong command line: nothing was started, the caller can mend it
 
 
@@ -41,7 +40,16 @@ USER_ERROR_EXIT = 2  # as for a wrong command line: nothing was started, the cal
 def train(
     config: Config,
     overrides: Overrides = None,
-    resume: Annotated[Literal["auto", "never"], typer.Option(help="auto: go on where the run folder's manifest ends")] = "auto",
+    resume: Annotated[
+        str,
+        typer.Option(
+            metavar="auto|PATH|never", help="auto: where the run folder ends; PATH: a run folder, or a checkpoint in one"
+        ),
+    ] = "auto",
+    fork: Annotated[
+        str | None, typer.Option(metavar="RUN[@STEP]", help="begin with the weights and state of another run")
+    ] = None,
+    new_index: Annotated[bool, typer.Option("--new-index", help="let a fork answer from another index")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="print the resolved configuration and its memory; end")] = False,
 ) -> None:
     """Train on this machine, or within a cluster job."""
@@ -58,9 +66,10 @@ def train(
             raise UserError("\n".join(memory.problems))
         return
     refuse_what_cannot_fit(resolved)
+    from medr3.run.forking import named_fork
     from medr3.run.train import train as run_training
 
-    raise typer.Exit(run_training(resolved, resume))
+    raise typer.Exit(run_training(resolved, resume, named_fork(fork, new_index=new_index)))
 
 
 @app.command()
@@ -134,31 +143,10 @@ def replay(
     raise typer.Exit(replay_recording(recording, config, first=first, count=steps, out=out, overridden=bool(overrides)))
 
 
-@app.command()
-def bench(
-    name: Annotated[str, typer.Argument(metavar="NAME", help=", ".join(BENCHMARKS))],
-    peer: Annotated[
-        Path | None, typer.Option(help="an environment with TRL, as bench/peers/trl.sh makes it, to compare the learner with")
-    ] = None,
-    as_json: Json = False,
-) -> None:
-    """Measure this machine: ratios of one run, beside their goals."""
-    if name not in BENCHMARKS:
-        raise UserError(f"{name}: no such benchmark; there are {', '.join(BENCHMARKS)}")
-    if peer is not None and name != "learner":
-        raise UserError("--peer: only the learner is compared with another system: leave it out")
-    if peer is not None and not (peer / "bin" / "python").exists():
-        raise UserError(f"{peer}: is no Python environment: make one with bench/peers/trl.sh {peer}")
-    from importlib import import_module
-
-    from bench.harness import table
-
-    measured = import_module(f"bench.{name}").run(**({} if peer is None else {"peer": peer}))
-    print(json.dumps(measured, indent=2) if as_json else table(measured))
-
-
 for _command in (submit, status, logs, stop, phase, scale, drain, doctor):
     app.command()(_command)
+app.add_typer(bench, name="bench")
+app.add_typer(chaos, name="chaos")
 app.add_typer(dashboard, name="dashboard")
 app.add_typer(data, name="data")
 app.add_typer(retrieval, name="retrieval")
@@ -175,8 +163,8 @@ def main() -> None:
     except UserError as error:
         if os.environ.get("MEDR3_DEBUG") == "1":
             raise
-        for line in str(error).splitlines():
-            print(f"medr3: {line}", file=sys.stderr)
+        for line in error.lines():
+            print(f"medr3: {scrub(line)}", file=sys.stderr)
         sys.exit(USER_ERROR_EXIT)
 
 

@@ -67,7 +67,7 @@ def evaluate(
     samples: Annotated[int, typer.Option(min=1, help="episodes per question")] = 1,
     temperature: Annotated[float, typer.Option(min=0, help="0: greedy")] = 0.0,
     questions: Annotated[int | None, typer.Option(min=1, help="of each data set; of a file all if left out")] = None,
-    seed: Annotated[int, typer.Option(help="of the sample of questions, of sampling and of intervals")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="of the sample of questions, of sampling and of intervals")] = 0,
     out: Annotated[Path | None, typer.Option(help="a new folder for the results; below evaluations/ if left out")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="print JSON")] = False,
 ) -> None:

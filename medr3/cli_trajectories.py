@@ -46,6 +46,7 @@ def show(
     folder, record = _open(run)
     from medr3.observe.asked import AskedQuestions
     from medr3.observe.showing import group_table, last_groups, show_episode
+    from medr3.redaction import redact_row, redacts
 
     if episode is None:
         lines = _read(folder, lambda: last_groups(record, last))
@@ -61,10 +62,11 @@ def show(
         raise UserError(
             f"{folder}: no recorded episode {episode!r}: medr3 trajectories show {folder.name} names the last groups"
         )
+    shown = redact_row(row) if redacts(folder) else row
     if as_json:
-        print(json.dumps(row, indent=2))
+        print(json.dumps(shown, indent=2))
     else:
-        show_episode(_console(), row, AskedQuestions(folder)(row))
+        show_episode(_console(), shown, AskedQuestions(folder)(row))
 
 
 @trajectories.command("stats")
@@ -92,6 +94,7 @@ def export(
 ) -> None:
     """Write a run's rows into one file."""
     from medr3.observe.trajectory_export import check_target, export_rows
+    from medr3.redaction import redacts
     from trajectories.groups import Outcome
     from trajectories.reading import OPEN, ROLLED_BACK
 
@@ -100,7 +103,7 @@ def export(
         raise UserError(f"--outcome {outcome}: there are {', '.join(outcomes)}")
     check_target(out)
     folder, record = _open(run)
-    count = _read(folder, lambda: export_rows(record, out, phase, outcome, step))
+    count = _read(folder, lambda: export_rows(record, out, phase, outcome, step, redacted=redacts(folder)))
     if not count:
         wanted = {"--phase": phase, "--outcome": outcome, "--step": step}
         said = " ".join(f"{name} {value}" for name, value in wanted.items() if value)

@@ -6,9 +6,10 @@ import hashlib
 import json
 from pathlib import Path
 from typing import Any, Literal, Self
+from urllib.parse import urlsplit
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from actors.config import EpisodeBudget, RolloutConfig
 from actors.tools_config import unknown_tools
@@ -21,8 +22,11 @@ from medr3.observe.config import TrackingConfig
 from medr3.phase_checks import check_phases
 from retrieval_service.config import RetrievalConfig
 from rewards.config import RewardRecipe
+from security.yaml_files import read_yaml
 from tasks.config import ColdStartConfig, DatasetConfig, WorldConfig
 from trajectories.groups import Rules
+
+MIRRORS = ("file", "s3", "gs")  # of those that pyarrow speaks, the ones whose credentials can come from the environment
 
 
 class RunSettings(BaseModel):
@@ -32,10 +36,25 @@ class RunSettings(BaseModel):
 
     name: str = Field(default="run", pattern=r"^[A-Za-z0-9._-]+$")
     folder: Path = Path("runs/run")
-    seed: int = 0
+    seed: int = Field(default=0, ge=0, lt=2**63, description="what generators of random numbers take")
     checkpoint_every: int = Field(default=10, ge=1, description="learner steps between two checkpoints")
     keep_checkpoints: int = Field(default=2, ge=1, description="the newest ones")
     keep_best: int = Field(default=1, ge=0, description="beside the newest, those with the highest held-out score")
+    keep_every: int | None = Field(
+        default=None, ge=1, description="beside these, those of steps that it divides, for good; null: none"
+    )
+    on_full_disk: Literal["go_on", "end"] = Field(
+        default="go_on",
+        description="where a checkpoint finds no room. go_on: with a warning, until the next one is due; end: the run ends, resumable",
+    )
+    mirror: str = Field(
+        default="",
+        description="a second place for all that a resume needs: file:///… or s3://bucket/folder; empty: none",
+    )
+    redact: Literal["none", "phi"] = Field(
+        default="none",
+        description="phi: dates, record and telephone numbers, mail addresses and names are taken out of stored text; tokens stay",
+    )
     token_budget: int | None = Field(
         default=None, ge=1, description="model tokens after which the run ends, whatever its phase"
     )
@@ -47,6 +66,19 @@ class RunSettings(BaseModel):
     )
     ray_address: str = Field(default="", description="empty: the cluster of the surrounding job, else a Ray of this machine")
     ray_cpus: int = Field(default=8, ge=1, description="logical CPUs of a Ray of this machine; threads are bounded elsewhere")
+
+    @field_validator("mirror")
+    @classmethod
+    def _names_a_place(cls, url: str) -> str:
+        """The configuration is written down and told to trackers, so it holds no credentials."""
+        parts = urlsplit(url)
+        if url and (parts.scheme not in MIRRORS or not (parts.path if parts.scheme == "file" else parts.netloc)):
+            raise ValueError("must name a folder, as in file:///backup/run or s3://bucket/run")
+        if parts.username or parts.password or "secret" in parts.query.lower():
+            raise ValueError(
+                "must hold no credentials: give them by the environment, as AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
+            )
+        return url
 
 
 class ModelConfig(BaseModel):
@@ -86,11 +118,14 @@ class EvaluationConfig(BaseModel):
 
 GROUP_SHARE = 0.001  # of the 1 that each node of a group offers: a thousand processes find room, more than any node holds
 
-# What a resumed run may change: another place, other machines, other bounds of time and memory. Results differ by rounding only.
+# What a resumed run may change: another place, other machines, other bounds of time, memory and disk. Results differ by rounding only.
 PLACE: dict[str, Any] = {
     "hardware": True,
     "tracking": True,
-    "run": {"folder", "placement", "ray_address", "ray_cpus"},
+    "run": {
+        "folder", "placement", "ray_address", "ray_cpus", "keep_checkpoints", "keep_best", "keep_every", "on_full_disk", "mirror",
+        "redact",
+    },
     "rollout": {"num_engines": True, "autoscale": True, "engine": {"resources"}},
     "retrieval": {"replicas", "replica_cpus", "replica_memory_gib", "replica_resources"},
     "evaluation": {"engines"},
@@ -233,6 +268,9 @@ class RunConfig(BaseModel):
         return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
 
 
+SHOWN = 200  # characters of a value that is none
+
+
 def load(path: Path, overrides: list[str]) -> RunConfig:
     """Reads a YAML file and applies dotted overrides such as `rollout.num_engines=4`; values are read as YAML.
 
@@ -264,9 +302,9 @@ def _apply(raw: dict[str, Any], override: str) -> None:
         if not isinstance(place, dict | list):
             raise UserError(f"{key}: {parent} holds a value, not settings")
     try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError:
-        raise UserError(f"{key}: {text!r} is not a valid value") from None
+        value = read_yaml(text)
+    except (yaml.YAMLError, ValueError, RecursionError):  # ValueErrors: dates that are none, numbers without end
+        raise UserError(f"{key}: {text[:SHOWN]!r} is not a valid value") from None
     if isinstance(place, list):
         place[_position(key, last, place)] = value
     else:
@@ -278,7 +316,7 @@ def _position(key: str, text: str, place: list[Any]) -> int:
     names = [item.get("name") for item in place if isinstance(item, dict)]
     if text in names:
         return names.index(text)
-    if not text.isdigit() or int(text) >= len(place):
+    if not (text.isascii() and text.isdigit() and len(text) < 10) or int(text) >= len(place):
         known = f", nor one of its names {', '.join(map(str, names))}" if any(names) else ""
         raise UserError(f"{key}: {text} is not a position in a list of {len(place)}, which count from 0{known}")
     return int(text)

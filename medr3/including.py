@@ -14,6 +14,7 @@ from typing import Any
 import yaml
 
 from medr3.errors import UserError, did_you_mean
+from security.yaml_files import read_yaml
 
 PLANS = Path(__file__).parents[1] / "configs" / "phases"
 
@@ -24,7 +25,7 @@ def read_config(path: Path, above: tuple[Path, ...] = ()) -> dict[str, Any]:
     if "base" not in raw:
         return raw
     name = raw.pop("base")
-    if not isinstance(name, str):
+    if not isinstance(name, str) or not name.isprintable():
         raise UserError(f"{path}: base must name another configuration, relative to this one, not {name!r}")
     base = path.parent / name
     way = (*above, path.resolve())
@@ -87,11 +88,19 @@ def merged(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
 
 def _read(path: Path, advice: str) -> dict[str, Any]:
     try:
-        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+        raw = read_yaml(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise UserError(f"{path}: {error.strerror}: {advice}") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueErrors: dates that are none, no UTF-8, no path
+        raise UserError(f"{path}: not valid YAML: {_problem(error)}") from None
     if not isinstance(raw, dict):
         raise UserError(f"{path}: must hold settings by name, not {type(raw).__name__}")
     return raw
+
+
+def _problem(error: Exception) -> str:
+    """Where it is and what; the parser's own text shows the file in several lines."""
+    if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark is not None:
+        mark = error.problem_mark
+        return f"line {mark.line + 1}, column {mark.column + 1}: {' '.join(str(error.problem).split())}"
+    return " ".join(str(error).split())

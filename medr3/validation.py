@@ -9,6 +9,7 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 
 from medr3.errors import did_you_mean
+from security.hiding import holds_secret, is_secret_name
 
 
 def describe_validation(error: ValidationError, model: type[BaseModel]) -> list[str]:
@@ -16,17 +17,24 @@ def describe_validation(error: ValidationError, model: type[BaseModel]) -> list[
     lines = []
     for problem in error.errors(include_url=False):
         location = problem["loc"]
-        key = ".".join(str(part) for part in location) or model.__name__
+        key = ".".join(str(part) for part in location)
         if problem["type"] == "extra_forbidden":
             known = _keys_below(model, location[:-1])
             lines.append(f"{key}: no such setting{did_you_mean(str(location[-1]), known)}")
         elif problem["type"] == "missing":
             lines.append(f"{key}: is required")
-        elif isinstance(problem["input"], str | int | float | bool):
+        elif isinstance(problem["input"], str | int | float | bool) and not _may_be_secret(location, problem["input"]):
             lines.append(f"{key}: {_sentence(problem['msg'])}, got {problem['input']!r}")
-        else:
-            lines.append(f"{key}: {_sentence(problem['msg'])}")
+        else:  # what does not fit together names its settings itself
+            lines.append(f"{key}: {_sentence(problem['msg'])}" if key else _sentence(problem["msg"]))
     return lines
+
+
+def _may_be_secret(location: tuple[str | int, ...], given: object) -> bool:
+    """What was given is not repeated where a key is easily put by mistake: lines end up in logs."""
+    names = [str(part) for part in location]
+    wanted = any(is_secret_name(name) or name in ("api_key_env", "header_variables") for name in names)
+    return wanted or "://" in str(given) or holds_secret(str(given))
 
 
 def _sentence(message: str) -> str:

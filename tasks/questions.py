@@ -51,7 +51,7 @@ class LengthInstruction(BaseModel):
 
 
 _LETTERS = frozenset("ABCDEFGHIJKLMN")
-_ASKED_LENGTH = re.compile(r"(.+)@(exact|at_most)-([1-9]\d*)", re.DOTALL)
+_ASKED_LENGTH = re.compile(r"(.+)@(exact|at_most)-([1-9]\d{0,8})", re.DOTALL)
 
 
 class Question(BaseModel):

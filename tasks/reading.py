@@ -10,6 +10,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from itertools import chain
 from pathlib import Path
@@ -23,6 +24,7 @@ from tasks.rows import COLUMNAR, FileRefused, Found, Row, files_of, in_one_line,
 from tasks.rows.json_values import repeated_field
 
 FEWEST_READABLE = 1_000  # of so many rows at the beginning one must be readable, or the file is of another kind
+SHOWN_CHARACTERS = 300  # of the names of a row's fields
 _ROW_FIELDS = frozenset().union(*(each.needs for each in FORMATS))
 
 
@@ -60,7 +62,7 @@ class Dataset(NamedTuple):
         if not between or format_ not in NAMES:
             format_, rest = "", name
         path, at, split = rest.rpartition("@")
-        if not at or "/" in split or Path(rest).exists():
+        if not at or "/" in split or os.path.exists(rest):  # noqa: PTH110 (Path raises where a name is too long)
             path, split = rest, ""
         return cls(Path(path), format_, split)
 
@@ -158,7 +160,7 @@ def _format_of(row: Row, source: Source, format_: str) -> Format:
         raise FileRefused(f"{source.path}: is {source.shape.value}, but {format_} is {' or '.join(shapes)}")
     if OWN.needs & row.fields.keys() >= {"id", "text"}:
         return OWN
-    fields = ", ".join(list(row.fields)[:12])
+    fields = in_one_line(", ".join(list(row.fields)[:12]))[:SHOWN_CHARACTERS]
     found = f"{source.shape.value}; its first row has the fields {fields}"
     raise FileRefused(f"{source.path}: is of no known format ({found}): name one of {', '.join(NAMES)}")
 

@@ -20,7 +20,7 @@ def load_tokenizer(folder: Path | str) -> PreTrainedTokenizerBase:
 
     if (Path(folder) / "tokenizer.json").is_file():
         return PreTrainedTokenizerFast.from_pretrained(str(folder))
-    return AutoTokenizer.from_pretrained(str(folder))
+    return AutoTokenizer.from_pretrained(str(folder), trust_remote_code=False)
 
 
 AS_WRITTEN = "tokenizer_as_written"

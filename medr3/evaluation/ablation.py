@@ -11,18 +11,19 @@ has ended is not run again.
 
 from __future__ import annotations
 
-import json
 import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from medr3.errors import UserError
+from medr3.run_shapes import read_summary
+from medr3.validation import describe_validation
+from security.yaml_files import read_yaml
 
 SHARED = ("index", "cold_start", "config.json")  # config.json says which settings the other two were made with
 
@@ -57,10 +58,13 @@ def read_arms(config: Path, arms: Path | None, only: Sequence[str]) -> list[Arm]
     """The arms of a configuration, by default from ablations/ beside it; `only` chooses among them, and the first always stays."""
     path = arms or config.parent / "ablations" / config.name
     try:
-        plan = Arms.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
+        plan = Arms.model_validate(read_yaml(path.read_text(encoding="utf-8")))
     except OSError as error:
         raise UserError(f"{path}: {error.strerror}: name a file of arms with --arms") from None
-    except (yaml.YAMLError, ValidationError) as error:
+    except ValidationError as error:
+        said = " ".join(describe_validation(error, Arms)[0].split())
+        raise UserError(f"{path}: not a list of arms: {said}") from None
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValidationErrors and what is no UTF-8 are ValueErrors
         raise UserError(f"{path}: not a list of arms: {' '.join(str(error).split())[:200]}") from None
     first, *others = plan.arms
     found = [first, *(arm.model_copy(update={"overrides": [*plan.until_spent, *arm.overrides]}) for arm in others)]
@@ -81,14 +85,14 @@ def run_arms(
             if not (folder / "summary.json").exists():
                 budget = []
                 if folder != first:
-                    _share(first, folder)
-                    budget = [f"run.token_budget={_summary(first)['model_tokens']}"]
+                    share_start(first, folder)
+                    budget = [f"run.token_budget={read_summary(first)['model_tokens']}"]
                 say(f"{arm.name}, seed {seed}: {folder}")
                 _train(config, folder, [*overrides, *arm.overrides, f"run.seed={seed}", *budget])
-            say(f"{arm.name}, seed {seed}: held-out {_last(_summary(folder)['heldout']):.3f}")
+            say(f"{arm.name}, seed {seed}: held-out {_last(read_summary(folder)['heldout']):.3f}")
 
 
-def _share(first: Path, folder: Path) -> None:
+def share_start(first: Path, folder: Path) -> None:
     """A cold start takes minutes, and arms differ in nothing before its end."""
     folder.mkdir(parents=True, exist_ok=True)
     for name in SHARED:
@@ -109,11 +113,6 @@ def _train(config: Path, folder: Path, overrides: Sequence[str]) -> None:
     if code or not (folder / "summary.json").exists():
         last = (log.read_text(encoding="utf-8").splitlines() or ["it said nothing"])[-1]
         raise UserError(f"{folder}: the run ended with code {code}: {last}; the same command goes on")
-
-
-def _summary(folder: Path) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
-    return found
 
 
 def _last(heldout: dict[str, float]) -> float:

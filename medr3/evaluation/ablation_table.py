@@ -11,6 +11,7 @@ from typing import Any
 from medr3.evaluation.ablation import Arm
 from medr3.evaluation.heldout_file import HeldOut, read_heldout
 from medr3.evaluation.statistics import Interval, Paired, bootstrap, paired_bootstrap
+from medr3.run_shapes import read_summary
 
 Answers = dict[tuple[int, str, str], float]  # (seed, phase, question) → 1 where the answer was right
 
@@ -39,7 +40,7 @@ def compare_arms(out: Path, arms: Sequence[Arm], seeds: Sequence[int]) -> list[A
         first = first or answers
         if answers.keys() != first.keys():
             raise ValueError(f"{out / arm.folder}: was asked other questions than {arms[0].name!r}: run it again")
-        summaries = {seed: json.loads((folder / "summary.json").read_text()) for seed, folder in folders.items()}
+        summaries = {seed: read_summary(folder) for seed, folder in folders.items()}
         keys = sorted(first)
         results.append(
             ArmResult(

@@ -14,19 +14,21 @@ import random
 from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import Any, Literal, NamedTuple, Self
-from urllib.parse import urlsplit
 
 import httpx
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from actors.engine import Completion
 from medr3.evaluation.written import CHARACTERS_PER_TOKEN, END_ID, WrittenText, cut, spread
+from security.addresses import check_url
+from security.answers import AddressRefused, AnswerTooLarge, ask, careful_client
+from security.hiding import check_variable, hide, scrub
 from tasks.prompting import ANSWER_CLOSE, ANSWER_OPEN, SEARCH_CLOSE, SEARCH_OPEN
 from trajectories.schema import VersionSpan
 
 # Besides 5xx, the answers that say "later": request timeout, conflict, too early, too many requests.
 LATER = frozenset({408, 409, 425, 429})
-GARBAGE = (ValueError, KeyError, IndexError, TypeError, AttributeError, RecursionError)
+GARBAGE = (ValueError, KeyError, IndexError, TypeError, AttributeError, RecursionError, OverflowError)
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.5, 20.0
 SHOWN_CHARACTERS = 200  # of what a server said, in error messages
 MOST_STOPS = 4  # that OpenAI's interface allows
@@ -51,12 +53,9 @@ class EndpointConfig(BaseModel):
     @field_validator("url")
     @classmethod
     def _is_plain(cls, url: str) -> str:
-        parts = urlsplit(url)
-        if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise ValueError("write it like http://127.0.0.1:8000/v1")
-        if parts.username or parts.password:
-            raise ValueError("a key in the address would end up in results: put it into an environment variable, --api-key-env")
-        return url.rstrip("/")
+        return check_url(url).rstrip("/")
+
+    _names_a_variable = field_validator("api_key_env")(check_variable)
 
 
 class EndpointFailed(Exception):
@@ -88,7 +87,7 @@ class EndpointPolicy:
         self.config, self._text, self._render = config, text, render
         self._free = asyncio.Semaphore(config.concurrency)
         self._extras: dict[str, Any] = {}
-        self._client = httpx.AsyncClient(
+        self._client = careful_client(
             base_url=config.url + "/",
             headers=_authorisation(config.api_key_env),
             timeout=config.timeout_s,
@@ -182,20 +181,22 @@ class EndpointPolicy:
 
     async def _once(self, method: str, path: str, payload: dict[str, Any] | None, read: Callable[[Any], Any]) -> Any:
         try:
-            response = await self._client.request(method, path, json=payload)
+            answer = await ask(self._client, method, path, content=payload)
+        except (AddressRefused, AnswerTooLarge) as error:
+            raise EndpointFailed(f"{self.config.url}/{path}: {error}") from None
         except httpx.TimeoutException:
             raise _TryAgain(f"no answer within {self.config.timeout_s:g} s") from None
         except httpx.HTTPError as error:
             raise _TryAgain(f"nothing answers ({' '.join(str(error).split()) or type(error).__name__})") from None
-        status = response.status_code
+        status = answer.status
         if method == "GET" and status in (404, 405):
             return []  # a server without a list of its models
         if status >= 500 or status in LATER:
-            raise _TryAgain(f"status {status}: {_shown(response.text)}", _retry_after_s(response))
+            raise _TryAgain(f"status {status}: {_shown(answer.text)}", _retry_after_s(answer.headers))
         if status != httpx.codes.OK:
-            raise EndpointFailed(f"{self.config.url}/{path}: status {status}: {_shown(response.text)}")
+            raise EndpointFailed(f"{self.config.url}/{path}: status {status}: {_shown(answer.text)}")
         try:
-            return read(response.json())
+            return read(answer.json())
         except GARBAGE as error:
             raise _TryAgain(f"an answer that is none ({type(error).__name__}: {_shown(str(error))})") from None
 
@@ -218,7 +219,7 @@ def _said(answer: Any, choice: Any, text: Any, tokens: list[Any], logprobs: list
         raise TypeError(f"its text is {type(text).__name__}")
     reason, stop = choice.get("finish_reason"), choice.get("stop_reason")
     if reason not in ("stop", "length"):
-        raise ValueError(f"it finished because of {reason!r}")
+        raise ValueError(f"it finished because of {str(reason)[:SHOWN_CHARACTERS]!r}")
     whole = len(tokens) == len(logprobs) and all(isinstance(p, int | float) for p in logprobs)
     spent = (answer.get("usage") or {}).get("completion_tokens")
     return Said(
@@ -249,15 +250,15 @@ def _authorisation(variable: str) -> dict[str, str]:
     key = os.environ.get(variable, "").strip()
     if not key.isascii() or not key.isprintable() or not key:  # a bad header's error would show the key
         raise EndpointFailed(f"--api-key-env {variable}: the environment variable holds no key")
-    return {"Authorization": f"Bearer {key}"}
+    return {"Authorization": f"Bearer {hide(key)}"}
 
 
-def _retry_after_s(response: httpx.Response) -> float:
-    value = response.headers.get("retry-after", "")
+def _retry_after_s(headers: httpx.Headers) -> float:
+    value = headers.get("retry-after", "")
     return float(value) if value.isascii() and value.isdigit() else 0.0
 
 
 def _shown(text: str) -> str:
     """One line of what a server said."""
-    words = " ".join(text.split())
+    words = " ".join(scrub(text).split())
     return words if len(words) <= SHOWN_CHARACTERS else f"{words[:SHOWN_CHARACTERS]}…"

@@ -10,6 +10,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from medr3.errors import UserError
+
 HELDOUT = "heldout.jsonl"
 
 
@@ -43,10 +45,23 @@ def read_heldout(run_folder: Path) -> list[HeldOut]:
         [HeldOut(stage='joint', phase='joint', correct={'q1': True}, cell=None)]
     """
     path = run_folder / HELDOUT
-    *lines, _cut_off = path.read_text(encoding="utf-8").split("\n") if path.exists() else [""]
+    *lines, _cut_off = path.read_bytes().split(b"\n") if path.exists() else [b""]
     found: dict[tuple[str, str], HeldOut] = {}
-    for line in lines:
-        row = HeldOut(**json.loads(line))
+    for number, line in enumerate(lines, start=1):
+        row = _parsed(line, f"{path}:{number}")
         found.pop((row.stage, row.phase), None)
         found[row.stage, row.phase] = row
     return list(found.values())
+
+
+def _parsed(line: bytes, where: str) -> HeldOut:
+    """One line; `where` names it in the UserError."""
+    try:
+        row = HeldOut(**json.loads(line))
+    except (ValueError, TypeError, RecursionError):
+        row = HeldOut("", "", {})
+    named = isinstance(row.stage, str) and isinstance(row.phase, str) and row.stage and row.phase
+    answers = isinstance(row.correct, dict) and all(isinstance(right, bool) for right in row.correct.values())
+    if not named or not answers or not isinstance(row.cell, dict | None):
+        raise UserError(f"{where}: is no report on held-out questions: the file is damaged")
+    return row

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from actors.messages import Examined
 from medr3.errors import UserError
@@ -58,7 +58,7 @@ class Result(BaseModel):
     target: str  # the run, the folder or the endpoint
     model: str  # which of its checkpoints, or the endpoint's name for it
     datasets: list[str]
-    seed: int
+    seed: int = Field(ge=0)
     index_hash: str  # "" where nothing was searched
     started_at: float  # Unix seconds
     wall_s: float
@@ -81,4 +81,5 @@ def read_result(path: Path) -> Result:
         return Result.model_validate(found)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
-        raise UserError(f"{path}: {'.'.join(map(str, first['loc']))}: {first['msg']}: is the file damaged?") from None
+        where = " ".join(".".join(map(str, first["loc"])).split())
+        raise UserError(f"{path}: {where}: {first['msg']}: is the file damaged?") from None

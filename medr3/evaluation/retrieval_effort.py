@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from medr3.observe.charts import Chart, Series, standalone
+from medr3.observe.charts import COLOURS, Chart, Series, standalone
 from retrieval_service.dense import DenseIndex, overlap
 from retrieval_service.types import LARGEST_K
 from retrieval_service.vectors import VectorShards, stored
@@ -78,9 +78,9 @@ def plot(points: list[dict[str, Any]]) -> str:
         Series(
             name,
             sorted((100 * p["recall"], p["per_second"]) for p in points if p["factory"] == name and p["recall"] >= 0.5),
-            colour=place % 3,
+            colour=place % COLOURS,
             dots=True,
-            faint=place >= 3,
+            faint=place >= COLOURS,
         )
         for place, name in enumerate(factories)
     ]

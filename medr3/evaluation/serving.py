@@ -26,7 +26,8 @@ from medr3.config import RunConfig
 from medr3.errors import UserError
 from medr3.evaluation.endpoint import EndpointPolicy
 from medr3.evaluation.written import WrittenText
-from medr3.run.services import SERVE_GRACE_S, canary_tokens, unique_name
+from medr3.run.canary import canary_tokens
+from medr3.run.services import SERVE_GRACE_S, unique_name
 from retrieval_service.app import deploy, undeploy
 from retrieval_service.config import RetrievalConfig
 from rewards.composition import score

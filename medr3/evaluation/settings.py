@@ -94,6 +94,9 @@ def sweep(
     ]
 
 
+LONGEST_NUMBER = 10  # digits: Python converts no more than some thousands of them
+
+
 def numbers(option: str, text: str, low: int, high: int) -> list[int]:
     """A list of whole numbers from the command line.
 
@@ -103,7 +106,7 @@ def numbers(option: str, text: str, low: int, high: int) -> list[int]:
     """
     parts = [part.strip() for part in text.split(",")] if text else []
     for part in parts:
-        if not (part.isascii() and part.isdigit() and low <= int(part) <= high):
+        if not (part.isascii() and part.isdigit() and len(part) < LONGEST_NUMBER and low <= int(part) <= high):
             raise UserError(
                 f"{option} {text}: {part!r} is no whole number from {low} to {high}; write them like {low},{low + 1}"
             )

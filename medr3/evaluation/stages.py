@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +9,7 @@ from pathlib import Path
 from medr3.evaluation.disputes import Rested
 from medr3.evaluation.heldout_file import read_heldout
 from medr3.evaluation.statistics import Interval, bootstrap
+from medr3.json_file import read_object
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,7 +26,7 @@ class Stage:
 def read_stages(runs: Sequence[Path]) -> list[Stage]:
     """The stages of finished runs of one plan, in order."""
     rows = [row for run in runs for row in read_heldout(run)]
-    cells = [json.loads((run / "summary.json").read_text(encoding="utf-8"))["heldout_by_phase"] for run in runs]
+    cells = [read_object(run / "summary.json")["heldout_by_phase"] for run in runs]
     found = []
     for name in dict.fromkeys(row.stage for row in rows):
         by_phase: dict[str, list[float]] = {}

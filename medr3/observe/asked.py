@@ -7,6 +7,8 @@ from threading import Lock
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from medr3.errors import UserError
+from medr3.redaction import redacts
+from security.identifiers import redact
 from tasks.world import Universe
 from trajectories.schema import Source
 
@@ -38,7 +40,7 @@ class AskedQuestions:
     """
 
     def __init__(self, run_folder: Path) -> None:
-        self._folder = run_folder
+        self._folder, self._redacts = run_folder, redacts(run_folder)
         self._made: tuple[Universe | None, Tokenizer | None] | None = None
         self._lock = Lock()
 
@@ -53,8 +55,16 @@ class AskedQuestions:
             question = None
         if question is not None and (not prompt or _words(question.text) in _words(prompt)):
             documents = [(document.id, document.evidence_level or 0, document.text) for document in question.context]
-            return Asked(question.text, question.options, question.gold, documents)
-        return Asked(prompt, {}, "", []) if prompt else None
+            return self._shown(Asked(question.text, question.options, question.gold, documents))
+        return self._shown(Asked(prompt, {}, "", [])) if prompt else None
+
+    def _shown(self, asked: Asked) -> Asked:
+        """As it may be shown: what is stored of the run is without identifiers, and so is this."""
+        if not self._redacts:
+            return asked
+        options = {letter: redact(text) for letter, text in asked.options.items()}
+        documents = [(name, level, redact(text)) for name, level, text in asked.documents]
+        return Asked(redact(asked.text), options, redact(asked.gold), documents)
 
 
 def _make(run_folder: Path) -> tuple[Universe | None, Tokenizer | None]:

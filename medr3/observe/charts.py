@@ -10,8 +10,8 @@ from itertools import pairwise
 WIDTH, HEIGHT = 760, 250  # drawing units: CSS pixels at a desk
 MARGIN_LEFT, MARGIN_RIGHT, MARGIN_TOP, MARGIN_BOTTOM = 48, 14, 24, 30
 HOVER_COLUMNS = 150  # more tooltips than this would lie closer together than a pointer can aim
+COLOURS = 4  # that can be told apart, also by most who do not see all of them
 SMALLEST_SPAN = 1e-12  # a curve flatter than this is a line at 0
-PIXELS_PER_CHARACTER = 6.2  # of the 11-pixel labels
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,9 +42,11 @@ class Chart:
 
 
 _STYLE = """
-svg { --soft: #646b78; --grid: #ebe9e4; --c0: #1f6feb; --c1: #c2571a; --c2: #14805e; background: #fff; font: 11px sans-serif; }
+svg { --soft: #646b78; --grid: #ebe9e4; --c0: #1f6feb; --c1: #c2571a; --c2: #14805e; --c3: #8250df;
+  background: #fff; font: 11px sans-serif; }
 .grid { stroke: var(--grid); } .tick, .phase { fill: var(--soft); } .phase { font-weight: 600; } .hover { fill: transparent; }
-.c0 { --c: var(--c0); } .c1 { --c: var(--c1); } .c2 { --c: var(--c2); } .dot, .name { fill: var(--c); }
+.c0 { --c: var(--c0); } .c1 { --c: var(--c1); } .c2 { --c: var(--c2); } .c3 { --c: var(--c3); }
+.dot, .name { fill: var(--c); }
 .curve { fill: none; stroke-width: 2; } .curve, .whisker { stroke: var(--c); } .whisker { opacity: .5; }
 .curve.faint { stroke-width: 1; opacity: .45; }
 """
@@ -55,10 +57,9 @@ def standalone(chart: Chart) -> str:
     if chart.empty:
         return ""
     written = [f'<text class="phase" x="{MARGIN_LEFT}" y="12">{escape(f"{chart.title}, {chart.unit}")}</text>']
-    right = WIDTH - MARGIN_RIGHT
-    for series in reversed(chart.series if len(chart.series) > 1 else []):
-        written.append(f'<text class="name c{series.colour}" text-anchor="end" x="{right}" y="12">{escape(series.name)}</text>')
-        right -= round(PIXELS_PER_CHARACTER * len(series.name)) + 12
+    if len(chart.series) > 1:  # one text, in which every name begins where the one before ends, however wide its letters are
+        names = (f'<tspan class="name c{series.colour}" dx="12">{escape(series.name)}</tspan>' for series in chart.series)
+        written.append(f'<text text-anchor="end" x="{WIDTH - MARGIN_RIGHT}" y="12">{"".join(names)}</text>')
     written.append(
         f'<text class="tick" text-anchor="end" x="{WIDTH - MARGIN_RIGHT}" y="{HEIGHT - 1}">{escape(chart.x_name)}</text>'
     )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 
 from medr3.errors import UserError
+from medr3.json_file import read_object
 from rewards.composition import Line, Score, score
 from rewards.config import RewardRecipe
 from rewards.earned import Earned
@@ -52,11 +52,12 @@ class Explanation:
         penalties = [_row(line, wide) for line in self.score.lines if line.penalty]
         turns = [f"  of it in turn {part.turn + 1}: {part.name} {part.value:+.3f}" for part in self.score.turn_rewards]
         notes = [f"  note: {note}" for note in (*self.score.notes, *self.remarks)]
-        return "\n".join(
+        told = "\n".join(
             [f"{head}, under {self.recipe}", f"  {'component':<{wide}}   value   weight    counts  why", *terms]
             + ([f"  {'penalties':<{wide}}", *penalties] if penalties else [])
             + [*notes, *turns, f"  {'total':<{wide}}  {self.score.total:+26.3f}"]
         )
+        return told.encode("utf-8", "backslashreplace").decode()  # JSON may carry halves of characters, which no terminal takes
 
 
 def explain(question: Question, episode: Episode, name: str, recipe: RewardRecipe) -> Explanation:
@@ -83,8 +84,8 @@ def named_recipe(name: str, phase: str) -> tuple[str, RewardRecipe]:
 
 def read_episode(path: Path, question_path: Path | None) -> tuple[Question, Episode]:
     """One row as JSON, its question under "question" or in a file of its own."""
-    row = _object(path)
-    asked = _object(question_path) if question_path else row.pop("question", None)
+    row = read_object(path)
+    asked = read_object(question_path) if question_path else row.pop("question", None)
     if asked is None:
         raise UserError(f'{path}: has no "question": add it to the file, or name its file with --question')
     try:
@@ -92,7 +93,8 @@ def read_episode(path: Path, question_path: Path | None) -> tuple[Question, Epis
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         where = question_path if question_path and error.title == "Question" else path
-        raise UserError(f"{where}: {'.'.join(map(str, first['loc'])) or error.title}: {first['msg']}") from None
+        place = " ".join(".".join(map(str, first["loc"])).split()) or error.title
+        raise UserError(f"{where}: {place}: {first['msg']}") from None
 
 
 def find_episode(run: Path, episode_id: str) -> Episode:
@@ -118,15 +120,3 @@ def _row(line: Line, wide: int) -> str:
     why = "; ".join(filter(None, (line.note, line.reason)))
     why = why if len(why) <= LONGEST_REASON else f"{why[:LONGEST_REASON]}…"
     return f"  {line.name:<{wide}}  {line.value:6.3f}  {line.weight:7.3g}  {line.contribution:+8.3f}  {why}"
-
-
-def _object(path: Path) -> dict[str, Any]:
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"{path}: {error.strerror}") from None
-    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
-        raise UserError(f"{path}: is no JSON: {' '.join(str(error).split())}") from None
-    if not isinstance(found, dict):
-        raise UserError(f"{path}: must hold one JSON object, not {type(found).__name__}")
-    return found

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import threading
 import uuid
@@ -10,11 +9,14 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from medr3.errors import UserError
+from medr3.observe.metrics_file import parse_metrics
 from medr3.observe.record import EVENTS_FILE, METRICS_FILE, STATUS_FILE, SUMMARY_FILE, record_of
 from medr3.observe.report import is_alive
 from medr3.observe.view import view_of
 from trajectories.events import Event, parse_event
 from trajectories.lineage import Lineage, surviving
+
+LONGEST_COUNT = 16  # digits: more rows than any run has
 
 
 class Tail:
@@ -80,7 +82,11 @@ class Revision(NamedTuple):
     def parse(cls, text: str) -> Revision | None:
         era, _, rest = text.partition(".")
         rows, _, number = rest.partition(".")
-        return cls(era, int(rows), int(number)) if rows.isdecimal() and number.isdecimal() else None
+        return cls(era, int(rows), int(number)) if _is_count(rows) and _is_count(number) else None
+
+
+def _is_count(text: str) -> bool:
+    return text.isdecimal() and len(text) < LONGEST_COUNT
 
 
 class Follower:
@@ -129,7 +135,7 @@ class Follower:
             self._rows = []
         if again:
             self._written = []
-        self._rows += [json.loads(line) for line in lines]
+        self._rows += [parse_metrics(line, METRICS_FILE) for line in lines]
         self._written += [parse_event(line, EVENTS_FILE) for line in events]
         return bool(replaced or again or lines or events)
 

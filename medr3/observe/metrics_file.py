@@ -9,6 +9,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+from trajectories.event_fields import is_integer, is_number
+
 
 class MetricsFile:
     """Appends steps in order. `resume_step` drops the lines after it: those steps are run again, and count once.
@@ -54,14 +56,22 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     """All whole lines; none where the file is absent. A torn last line is left out, damage elsewhere is a ValueError."""
     if not path.exists():
         return []
-    *lines, _torn = path.read_text(encoding="utf-8").split("\n")
-    rows = []
-    for number, line in enumerate(lines, start=1):
-        try:
-            rows.append(json.loads(line))
-        except json.JSONDecodeError as error:
-            raise ValueError(f"{path}:{number}: not JSON ({error.msg}); the file is damaged") from None
-    return rows
+    *lines, _torn = path.read_bytes().split(b"\n")
+    return [parse_metrics(line, f"{path}:{number}") for number, line in enumerate(lines, start=1)]
+
+
+def parse_metrics(line: bytes, where: str) -> dict[str, Any]:
+    """One line: a step, its phase, and figures, or null where one was no number. `where` names it in the ValueError."""
+    try:
+        row = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{where}: not JSON ({error}); the file is damaged") from None
+    if not isinstance(row, dict) or not is_integer(row.get("step")) or not isinstance(row.get("phase", ""), str):
+        raise ValueError(f"{where}: has no step, or its phase is no name; the file is damaged")
+    for name, value in row.items():
+        if name != "phase" and value is not None and not is_number(value):
+            raise ValueError(f"{where}: {name[:80]!r} is {repr(value)[:80]}, no number; the file is damaged")
+    return row
 
 
 def _cut_torn_line(path: Path) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 
 from medr3.errors import UserError
 from medr3.observe.metrics_file import read_metrics
+from medr3.run_shapes import Status, Summary, wrong_in
 from trajectories.events import Event, EventKind, read_events
 from trajectories.lineage import surviving
 from trajectories.schema import WeightVersion
@@ -97,6 +98,7 @@ def wilson(share: float, n: int) -> tuple[float, float]:
     """
     if n <= 0:
         return 0.0, 1.0
+    share = min(max(share, 0.0), 1.0)
     centre = (share + Z_95**2 / (2 * n)) / (1 + Z_95**2 / n)
     half = Z_95 * math.sqrt(share * (1 - share) / n + Z_95**2 / (4 * n * n)) / (1 + Z_95**2 / n)
     return max(0.0, centre - half), min(1.0, centre + half)
@@ -131,23 +133,23 @@ def record_of(run_folder: Path, metrics: list[dict[str, Any]], written: Sequence
         probes=_probes(events),
         endings=Counter((event.kind, str(event.fields.get("reason", ""))) for event in events if event.kind in ENDINGS),
         last_event=written[-1] if written else None,
-        summary=_json(run_folder / SUMMARY_FILE),
+        summary=_json(run_folder / SUMMARY_FILE, Summary),
         admitted=sum(event.kind is EventKind.ADMITTED for event in events),
         requeued=Counter(str(event["reason"]) for event in events if event.kind is EventKind.REQUEUED),
         engines=_engines(written),
         notable=_notable(written),
         started_at=written[0].time if written else None,
-        status=_json(run_folder / STATUS_FILE),
+        status=_json(run_folder / STATUS_FILE, Status),
     )
 
 
-def _json(path: Path) -> dict[str, Any]:
-    """An absent file is empty, and so is one that is being replaced on a file system that does this in two steps."""
+def _json(path: Path, shape: type[Status | Summary]) -> dict[str, Any]:
+    """An absent file is empty, and so is one that is damaged, or being replaced on a file system that does this in two steps."""
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}
-    return found if isinstance(found, dict) else {}
+    return found if isinstance(found, dict) and not wrong_in(found, shape) else {}
 
 
 def _probes(events: list[Event]) -> list[Probe]:

@@ -63,7 +63,7 @@ def _accuracy(summary: dict[str, Any], plain: bool) -> Table:
 def _accuracy_cell(measured: dict[str, Any]) -> str:
     if not measured:
         return "-"
-    low, high = wilson(measured["accuracy"], measured["n"])
+    low, high = wilson(measured["accuracy"], measured.get("n", 0))
     return f"{measured['accuracy']:.3f} ({low:.2f}-{high:.2f})"
 
 

@@ -14,6 +14,7 @@ from medr3.observe.prometheus import PrometheusExport
 from medr3.observe.registry import lookup
 from medr3.observe.tensorboard import TensorBoardExport
 from medr3.observe.wandb_run import WandbExport, wandb_mode
+from security.hiding import scrubbed
 
 # What a person watches while a run goes on; a part whose metric the step did not log is left out.
 PROGRESS_PARTS = (
@@ -66,7 +67,7 @@ class Tracker:
         self._wants_prometheus = config.prometheus
         self._prometheus: PrometheusExport | None = None
         if wandb_mode(config) != "disabled":
-            self._exports.append(WandbExport(run_folder, config, self._name, settings or {}, self.id))
+            self._exports.append(WandbExport(run_folder, config, self._name, scrubbed(settings or {}), self.id))
         if config.tensorboard:
             self._exports.append(TensorBoardExport(run_folder, resume_step))
 

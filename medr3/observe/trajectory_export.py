@@ -15,6 +15,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from medr3.errors import UserError
+from medr3.redaction import for_export
 from trajectories.reading import Record
 from trajectories.schema import STORED_SCHEMA
 
@@ -31,8 +32,13 @@ def check_target(out: Path) -> None:
         raise UserError(f"--out {out}: {out.parent} is no folder: make it first")
 
 
-def export_rows(record: Record, out: Path, phase: str = "", outcome: str = "", step: int | None = None) -> int:
-    """Writes the rows that match, in the order of their steps, and returns how many; `out` appears when it is whole."""
+def export_rows(
+    record: Record, out: Path, phase: str = "", outcome: str = "", step: int | None = None, *, redacted: bool = False
+) -> int:
+    """Writes the rows that match, in the order of their steps, and returns how many; `out` appears when it is whole.
+
+    `redacted`: without what a person could be found by, and without the tokens that would say it.
+    """
     unfinished = out.with_name(out.name + ".unfinished")
     count = 0
     try:
@@ -44,7 +50,7 @@ def export_rows(record: Record, out: Path, phase: str = "", outcome: str = "", s
                 for column, wanted in (("phase", phase), ("outcome", outcome)):
                     rows = rows.filter(pc.equal(rows[column], wanted)) if wanted else rows
                 if rows.num_rows:
-                    write(rows)
+                    write(for_export(rows) if redacted else rows)
                     count += rows.num_rows
         if count:
             os.replace(unfinished, out)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import time
 from pathlib import Path
 from typing import Any
 
 from curriculum.controller import COMMANDS, Command
 from medr3.errors import UserError, did_you_mean
+from medr3.json_file import read_object
 from medr3.ops.local import run_status
 from medr3.run.control import CONTROL, POOL, Control, PoolSize, write_control, write_pool_size
 
@@ -35,7 +35,7 @@ def resize(run_folder: Path, engines: str) -> str:
     """Sets how many engines a run is to have, or gives that back to its load; returns what follows, in words."""
     number = None if engines == "auto" else _number(engines)
     status = _running(run_folder)
-    rollout: dict[str, Any] = json.loads((run_folder / "config.json").read_text(encoding="utf-8"))["rollout"]
+    rollout: dict[str, Any] = read_object(run_folder / "config.json")["rollout"]
     if rollout["colocated"]:
         raise UserError(f"{run_folder}: its engines share the learner's hardware (rollout.colocated), so their number is fixed")
     replaced = (run_folder / POOL).exists()
@@ -47,7 +47,7 @@ def resize(run_folder: Path, engines: str) -> str:
 
 
 def _number(text: str) -> int:
-    if not text.isascii() or not text.isdigit() or not 1 <= int(text) <= MOST_ENGINES:
+    if not text.isascii() or not text.isdigit() or len(text) > len(str(MOST_ENGINES)) or not 1 <= int(text) <= MOST_ENGINES:
         raise UserError(f"--engines {text}: give a number from 1 to {MOST_ENGINES}, or auto")
     return int(text)
 

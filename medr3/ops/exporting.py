@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any
 
 from learner.checkpoint_folder import CheckpointRefused, unfinished
 from medr3.errors import UserError
+from medr3.json_file import read_object
 from medr3.ops.model_card import model_card
 from medr3.run.manifest import CheckpointRecord, Manifest, best_first, open_manifest
 from tasks.tokenizer import keep_as_written
@@ -22,7 +22,7 @@ def export(run_folder: Path, out: Path, which: str, dtype: str | None) -> Path:
         raise UserError(f"{run_folder}: has no checkpoint yet, so there is nothing to export: wait for its first one")
     if out.exists():
         raise UserError(f"{out} exists: name a new folder")
-    config: dict[str, Any] = json.loads((run_folder / "config.json").read_text(encoding="utf-8"))
+    config = read_object(run_folder / "config.json")
     record, base = choose(manifest, which), base_model(run_folder, config)
     written = unfinished(out)
     shutil.rmtree(written, ignore_errors=True)

@@ -19,6 +19,7 @@ from medr3.errors import UserError
 from medr3.ops.check import require
 from medr3.ops.cluster_check import Facts, check_cluster
 from medr3.ops.connection import connect, first_line
+from security.hiding import holds_secret
 
 if TYPE_CHECKING:
     from ray.job_submission import JobDetails, JobSubmissionClient
@@ -30,7 +31,7 @@ FOLDER = "medr3.folder"  # in a job's metadata: where its run lives
 # What a job's copy of the checkout must not hold: too large, or wrong there. An egg-info would hide an old installation.
 EXCLUDES = [
     "/.venv/", "/runs/", "/.git/", "/.ci/", "/deploy/", "/docs/", "/tests/", "*.egg-info", "__pycache__", "*.safetensors",
-    "*.parquet", "wandb/",
+    "*.parquet", "wandb/", ".env", ".env.*", ".netrc", ".medr3-secrets", "*.pem", "*auth_token*",
 ]  # fmt: skip
 SECRET = re.compile(r"api_?key|secret|password|credential|auth_?token", re.IGNORECASE)
 
@@ -74,11 +75,11 @@ def checkout() -> Path:
 
 def submit(path: Path, config: RunConfig, address: str, overrides: list[str]) -> Submitted:
     """Submits `medr3 train` of a configuration of this checkout, once the cluster was found to be able to run it."""
-    secrets = [override for override in overrides if SECRET.search(override.partition("=")[0])]
+    split = [override.partition("=") for override in overrides]
+    secrets = [key for key, _, value in split if SECRET.search(key) or holds_secret(value)]
     if secrets:
-        key = secrets[0].partition("=")[0]
         raise UserError(
-            f"{key}: overrides are readable on the dashboard: set secrets in the environment of the cluster's nodes"
+            f"{secrets[0]}: overrides are readable on the dashboard: set secrets in the environment of the cluster's nodes"
         )
     root, folder = checkout(), str(config.run.folder)
     if not path.resolve().is_relative_to(root):

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import socket
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from medr3.errors import UserError, did_you_mean
+from medr3.json_file import read_object
+from medr3.run_shapes import Status, wrong_in
 
 RUNS = Path("runs")
 SIGNAL_S = 0.5  # two signals of a kind that come together are one
@@ -26,8 +28,9 @@ def find_run(target: str | None) -> Path:
             raise UserError(f"no run in {RUNS.resolve()}: start one with medr3 train, or name its folder")
         return known[-1]
     for folder in (Path(target), RUNS / target):
-        if folder.is_dir():
-            return folder
+        with suppress(OSError, ValueError):  # longer than a name can be, or none that a file may have
+            if folder.is_dir():
+                return folder
     raise UserError(
         f"{target}: no such run folder, here or below {RUNS}/{did_you_mean(target, [folder.name for folder in known])}"
     )
@@ -38,7 +41,9 @@ def run_status(run_folder: Path) -> dict[str, Any]:
     path = run_folder / "status.json"
     if not path.exists():
         raise UserError(f"{path} does not exist: the run has not started, or {run_folder} is no run folder")
-    status: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    status = read_object(path)
+    if wrong := wrong_in(status, Status):
+        raise UserError(f"{path}: {wrong}: the file is damaged")
     if "pid" in status and status.get("host", socket.gethostname()) == socket.gethostname():
         status["alive"] = _is_training(int(status["pid"]))
     return status

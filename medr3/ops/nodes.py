@@ -12,6 +12,7 @@ from typing import Any
 
 from medr3.errors import UserError
 from medr3.ops.demand import words
+from security.local_ray import find_on_this_machine
 
 # Classes of Ray actors that belong to a run, as a person calls them. A worker of the learner cannot move.
 KINDS = {"RolloutActor": "engine", "RayTrainWorker": "learner worker"}
@@ -40,8 +41,10 @@ def joined() -> Iterator[None]:
     """This process is part of the cluster that RAY_ADDRESS, or this machine, names."""
     import ray
 
+    address = os.environ.get("RAY_ADDRESS") or "auto"
+    find_on_this_machine(address)
     try:
-        ray.init(address=os.environ.get("RAY_ADDRESS") or "auto", log_to_driver=False, logging_level="ERROR")
+        ray.init(address=address, log_to_driver=False, logging_level="ERROR")
     except ConnectionError:
         raise UserError("no Ray cluster on this machine: name its dashboard with --address http://HOST:8265") from None
     try:

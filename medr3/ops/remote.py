@@ -87,17 +87,24 @@ def relay(client: JobSubmissionClient, command: list[str], patience_s: float = 0
     logs: str = client.get_job_logs(job)
     with suppress(RuntimeError):  # it has said what it had to say, and there will be many
         client.delete_job(job)
-    answers = [line for line in logs.splitlines() if line.startswith(ANSWER)]
-    if not answers:
-        last = next((line for line in reversed(logs.splitlines()) if line.strip()), report.message)
-        raise UserError(
-            f"the cluster's head cannot carry out medr3 {command[0]} ({first_line(last)}): is this version installed there? Look"
-            " with: medr3 doctor --address URL"
-        )
-    said: dict[str, str] = json.loads(answers[-1].removeprefix(ANSWER))
-    if "error" in said:
+    return read_answer(logs, command[0], report.message)
+
+
+def read_answer(logs: str, command: str, otherwise: str) -> str:
+    """What a command printed, out of its job's log; `otherwise` is told where the log says nothing."""
+    said: Any = None
+    with suppress(ValueError, RecursionError):  # a line that something else wrote into, or that was cut off
+        answers = [line for line in logs.split("\n") if line.startswith(ANSWER)]
+        said = json.loads(answers[-1].removeprefix(ANSWER)) if answers else None
+    if isinstance(said, dict) and isinstance(said.get("error"), str) and said["error"].strip():
         raise UserError(said["error"])
-    return said["printed"].rstrip("\n")
+    if isinstance(said, dict) and isinstance(said.get("printed"), str):
+        return str(said["printed"].rstrip("\n"))
+    last = next((line for line in reversed(logs.splitlines()) if line.strip()), otherwise)
+    raise UserError(
+        f"the cluster's head cannot carry out medr3 {command} ({first_line(last)}): is this version installed there? Look"
+        " with: medr3 doctor --address URL"
+    )
 
 
 def _with_folder(report: JobReport, command: list[str]) -> list[str]:

@@ -20,6 +20,7 @@ _YEARS = (
     "Article/ArticleDate/Year",
 )
 RETRACTED = "Retracted Publication"
+SHOWN_CHARACTERS = 300  # of what the parser says: it quotes the file
 
 
 def read_pubmed(path: Path) -> Iterator[Document | Malformed]:
@@ -47,7 +48,9 @@ def read_pubmed(path: Path) -> Iterator[Document | Malformed]:
                 while article.getprevious() is not None:
                     del article.getparent()[0]
         except etree.XMLSyntaxError as error:
-            yield Malformed(path, f"line {error.lineno or 1}", f"is no XML from here: {in_one_line(error.msg)}", "")
+            yield Malformed(
+                path, f"line {error.lineno or 1}", f"is no XML from here: {in_one_line(error.msg)[:SHOWN_CHARACTERS]}", ""
+            )
         except Damaged as damage:
             yield Malformed(path, f"behind article {seen}", str(damage), "")
 

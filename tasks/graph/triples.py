@@ -11,13 +11,13 @@ A header may be anyone's: PrimeKG's (x_name, display_relation, y_name, x_type, y
 from __future__ import annotations
 
 import csv
-import gzip
-import io
-import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
+
+from tasks.rows import FileRefused
+from tasks.rows.opening import Damaged, open_bytes
 
 LONGEST_LINE = 1 << 20  # bytes; a longer one is no row but a file of another kind
 LONGEST_NAME = 300  # characters of an entity or relation: UMLS' longest preferred names are below it
@@ -157,7 +157,7 @@ def _lines(path: Path) -> Iterator[tuple[int, str | BadRow]]:
     """Lines with their numbers; one that is no UTF-8 is a bad row, and a compressed file that breaks off ends with one."""
     number = 0
     try:
-        with _open(path) as file:
+        with open_bytes(path) as file:
             while line := file.readline(LONGEST_LINE + 1):
                 number += 1
                 if len(line) > LONGEST_LINE:
@@ -168,14 +168,12 @@ def _lines(path: Path) -> Iterator[tuple[int, str | BadRow]]:
                     yield number, line.decode("utf-8-sig" if number == 1 else "utf-8").rstrip("\r\n")
                 except UnicodeDecodeError as error:
                     yield number, BadRow(str(path), number, f"is no UTF-8 at byte {error.start + 1}")
-    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        yield number + 1, BadRow(str(path), number + 1, f"the compressed file breaks off here ({type(error).__name__})")
+    except Damaged as damage:
+        yield number + 1, BadRow(str(path), number + 1, f"the compressed file breaks off here: {damage}")
+    except FileRefused as error:
+        raise TriplesRefused(str(error)) from None
     except OSError as error:
         raise TriplesRefused(f"{path}: {error.strerror or error}") from None
-
-
-def _open(path: Path) -> IO[bytes]:
-    return io.BufferedReader(gzip.open(path, "rb")) if path.suffix == ".gz" else path.open("rb")
 
 
 def _parquet_rows(path: Path) -> Iterator[tuple[int, dict[str, str] | BadRow]]:
@@ -184,12 +182,21 @@ def _parquet_rows(path: Path) -> Iterator[tuple[int, dict[str, str] | BadRow]]:
 
     try:
         file = pq.ParquetFile(path)
-    except (pa.ArrowInvalid, OSError) as error:
+        names = file.schema_arrow.names
+    except (OSError, ValueError, pa.ArrowException) as error:
         raise TriplesRefused(f"{path}: is no Parquet file: {' '.join(str(error).split())[:200]}") from None
-    chosen = {field: file.schema_arrow.names[place] for field, place in _chosen(path, file.schema_arrow.names).items()}
+    chosen = {field: names[place] for field, place in _chosen(path, names).items()}
     number = 0
-    for batch in file.iter_batches(batch_size=PARQUET_ROWS, columns=list(chosen.values())):
-        columns: dict[str, list[Any]] = {field: batch.column(name).to_pylist() for field, name in chosen.items()}
+    batches = iter(file.iter_batches(batch_size=PARQUET_ROWS, columns=list(chosen.values())))
+    while True:
+        try:
+            if (batch := next(batches, None)) is None:
+                return
+            columns: dict[str, list[Any]] = {field: batch.column(name).to_pylist() for field, name in chosen.items()}
+        except (OSError, ValueError, TypeError, pa.ArrowException) as error:
+            reason = " ".join(str(error).split())[:200]
+            yield number + 1, BadRow(str(path), number + 1, f"the table is damaged from here: {reason}")
+            return
         for place in range(batch.num_rows):
             number += 1
             yield number, {field: _text(values[place]) for field, values in columns.items()}

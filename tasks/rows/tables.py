@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from tasks.rows.opening import Damaged
+from tasks.rows.opening import FREE_EXPANSION, MOST_EXPANSION, Damaged
 from tasks.rows.row import LONGEST_ROW, FileRefused, Row, in_one_line
 
 MMLU_COLUMNS = 6  # question, four options, letter
@@ -84,6 +84,10 @@ def parquet_rows(path: Path) -> Iterator[Row]:
     import pyarrow.parquet as pq
 
     file = _opened(path, lambda: pq.ParquetFile(path))
+    unpacked = sum(file.metadata.row_group(group).total_byte_size for group in range(file.metadata.num_row_groups))
+    if unpacked > max(FREE_EXPANSION, MOST_EXPANSION * path.stat().st_size):
+        file.close()
+        raise FileRefused(f"{path}: unpacks to more than {MOST_EXPANSION} times its size: it is refused as a bomb")
     try:
         yield from _of_batches(path, file.iter_batches(batch_size=BATCH))
     finally:
@@ -97,20 +101,26 @@ def arrow_rows(path: Path) -> Iterator[Row]:
     def batches() -> Iterable[Any]:
         with pa.memory_map(str(path)) as mapped:
             try:
-                yield from pa.ipc.open_stream(mapped)
+                yield from map(_sound, pa.ipc.open_stream(mapped))
             except pa.ArrowInvalid:
                 mapped.seek(0)
                 file = pa.ipc.open_file(mapped)
                 for number in range(file.num_record_batches):
-                    yield file.get_batch(number)
+                    yield _sound(file.get_batch(number))
 
     yield from _of_batches(path, batches())
+
+
+def _sound(batch: Any) -> Any:
+    """Offsets that point outside of their column would end the process when they are followed."""
+    batch.validate(full=True)
+    return batch
 
 
 def _opened(path: Path, how: Any) -> Any:
     try:
         return how()
-    except (OSError, ValueError) as error:  # pyarrow's own errors are ValueErrors
+    except (OSError, ValueError, NotImplementedError) as error:  # pyarrow's own errors are of these
         raise FileRefused(f"{path}: cannot be read as a table: {in_one_line(error)[:200]}") from None
 
 
@@ -120,7 +130,7 @@ def _of_batches(path: Path, batches: Iterable[Any]) -> Iterator[Row]:
         try:
             batch = next(stream, None)
             rows = [] if batch is None else batch.to_pylist()
-        except (OSError, ValueError, TypeError) as error:
+        except (OSError, ValueError, TypeError, NotImplementedError) as error:
             if not number:
                 raise FileRefused(f"{path}: cannot be read as a table: {in_one_line(error)[:200]}") from None
             yield Row(number + 1, refused=f"the table is damaged from here: {in_one_line(error)[:200]}")

@@ -37,7 +37,7 @@ STEPS = 3
 
 
 def make_client(workers: int) -> LearnerClient:
-    return LearnerClient(LearnerConfig(workers=workers, **SETTINGS), f"test-{uuid.uuid4().hex[:8]}", [5, 4, 3, 2, 1])
+    return LearnerClient(LearnerConfig(workers=workers, **SETTINGS), f"test-{uuid.uuid4().hex[:8]}", lambda: [5, 4, 3, 2, 1])
 
 
 def groups_of_step(step: int) -> list:

@@ -181,7 +181,7 @@ def test_mistakes_with_endpoints(model: Path) -> None:
     with socket.socket() as bound:  # bound but not listening: connections are refused
         bound.bind(("127.0.0.1", 0))
         assert "nothing answers" in mistake(*closed(f"http://127.0.0.1:{bound.getsockname()[1]}/v1"))
-    assert "write it like http://" in mistake(*closed("localhost:8000"))
+    assert "must begin with http://" in mistake(*closed("localhost:8000"))
     assert "with --model NAME" in mistake("--endpoint", "http://127.0.0.1:9/v1", "--config", DEMO)
     assert "only one of them" in mistake(model, *closed("http://127.0.0.1:9/v1"))
     assert "has no tokenizer_config.json" in mistake(*closed("http://127.0.0.1:9/v1", "--tokenizer", "nowhere"))

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-ROOMS = ("actors", "curriculum", "learner", "medr3", "retrieval_service", "rewards", "tasks", "trajectories")
+ROOMS = ("actors", "curriculum", "learner", "medr3", "retrieval_service", "rewards", "security", "tasks", "trajectories")
 MODULES = sorted(
     ".".join(path.relative_to(ROOT).with_suffix("").parts)
     for room in ROOMS

@@ -19,7 +19,8 @@ from medr3.config import load
 from medr3.errors import UserError
 from medr3.including import shipped_plans
 from medr3.ops.memory_check import report_memory
-from medr3.run.services import canary_tokens, check_model, prepare_model
+from medr3.run.canary import canary_tokens
+from medr3.run.services import check_model, prepare_model
 from tasks.questions import Document
 from tasks.vocabulary import CHAT_TEMPLATE
 from tasks.world import Universe

@@ -219,7 +219,7 @@ def test_searches_of_one_moment_go_together_and_fail_by_themselves(index: Hybrid
         (["--gate", "endpoint"], "--gate endpoint: name the server"),
         (["--gate", "policy"], "--gate policy: name a model folder"),
         (["--model", "m"], "name the server with --endpoint"),
-        (["--endpoint", "nonsense", "--model", "m"], "write it like http"),
+        (["--endpoint", "nonsense", "--model", "m"], "must begin with http://"),
         (["--documents", "2000"], "raise documents or held_out_share"),
         (["--triples", "/no/such.csv"], "is no file"),
         (["--corpus", "c.jsonl"], "name the triples"),
