@@ -98,7 +98,8 @@ class Feed:
     async def _recovered(self, request: GroupRequest, found: Found) -> None:
         """An earlier process rolled this group out, and the weights that it used are still of the run: nobody has to do it again."""
         state, summary = self._state, replace(found.summary, attempt=request.attempt)
-        rows = await asyncio.to_thread(ray.put, found.table)
+        # By this thread: one of a pool that knew the Ray before a roll-back would number its objects again.
+        rows = ray.put(found.table)
         group = FinishedGroup(summary, request.question.source, rows, found.table)
         await state.journal.spooled(group)
         if not state.ledger.is_open(request.group_id):  # given up meanwhile
