@@ -15,6 +15,8 @@ import os
 from pathlib import Path
 from typing import Any
 
+from trajectories.durable import sync
+
 STATE = "state.json"
 UNFINISHED = ".unfinished"
 
@@ -82,6 +84,4 @@ def complete(folder: Path, ranks: int) -> None:
             raise CheckpointRefused(f"{path} is not to be seen here: put the run's folder on storage that all machines share")
     os.replace(written, folder)
     for changed in (folder, folder.parent):  # names are durable only when their folder is
-        descriptor = os.open(changed, os.O_RDONLY)
-        os.fsync(descriptor)
-        os.close(descriptor)
+        sync(changed)

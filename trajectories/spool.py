@@ -10,7 +10,6 @@ appended; one that tears the last batch loses that alone.
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Iterable
 from pathlib import Path
@@ -18,6 +17,7 @@ from typing import NamedTuple
 
 import pyarrow as pa
 
+from trajectories.durable import sync
 from trajectories.schema import EPISODE_SCHEMA
 from trajectories.store import stored_steps
 
@@ -74,11 +74,7 @@ class Spool:
         """Everything that was appended is on the disk when this returns, and so are the names of the segments."""
         unsynced, self._unsynced = self._unsynced, set()
         for path in (*(segment for segment in unsynced if segment.exists()), self.folder):
-            handle = os.open(path, os.O_RDONLY)
-            try:
-                os.fsync(handle)
-            finally:
-                os.close(handle)
+            sync(path)
 
     def ended(self, group_ids: Iterable[str]) -> None:
         """These groups are in the store, or had no rows: what they have here is superseded."""

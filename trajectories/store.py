@@ -23,6 +23,7 @@ import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 from pyarrow.fs import LocalFileSystem
 
+from trajectories.durable import sync
 from trajectories.schema import EPISODE_SCHEMA, STORED_SCHEMA, WeightVersion
 
 COMPACTED = 32  # steps of a large file: a run of 10,000 steps leaves some 300 files, and one step at a time is in memory
@@ -199,17 +200,9 @@ def _names(folder: Path) -> list[_Name]:
 
 def _commit(unfinished: Path, path: Path) -> None:
     """Gives a file its name once all of it is on the disk, and puts the name there too before anything relies on it."""
-    _sync(unfinished)
+    sync(unfinished)
     os.replace(unfinished, path)
-    _sync(path.parent)
-
-
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+    sync(path.parent)
 
 
 def stored_steps(folder: Path | str) -> list[StoredStep]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from actors.messages import Examined
 from medr3.errors import UserError
 from medr3.evaluation.settings import Setting
+from medr3.json_file import read_object
 from tasks.questions import Question
 
 RESULT = "result.json"
@@ -69,13 +69,8 @@ class Result(BaseModel):
 def read_result(path: Path) -> Result:
     """The result in a file, or in a folder's result.json."""
     path = path / RESULT if path.is_dir() else path
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"{path}: {error.strerror}: name the {RESULT} of an evaluation, or its folder") from None
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{path}: is no JSON: {' '.join(str(error).split())}") from None
-    if not isinstance(found, dict) or found.get("schema_version") != RESULT_SCHEMA:
+    found = read_object(path, f"name the {RESULT} of an evaluation, or its folder")
+    if found.get("schema_version") != RESULT_SCHEMA:
         raise UserError(f"{path}: is no {RESULT} of version {RESULT_SCHEMA}: evaluate again")
     try:
         return Result.model_validate(found)

@@ -21,10 +21,11 @@ from learner.checkpoint_folder import CheckpointRefused, check_whole, unfinished
 from medr3.config import RunConfig
 from medr3.errors import UserError
 from medr3.ops.local import find_run
-from medr3.run.manifest import Manifest, Parent, open_manifest, sync_folder, write_manifest
+from medr3.run.manifest import Manifest, Parent, open_manifest, write_manifest
 from medr3.run.resuming import CONFIG, MADE_OF, stored_config
 from medr3.run.settings import changes, forbidden
 from trajectories.audit import EVENTS_FILE
+from trajectories.durable import sync
 from trajectories.events import EventKind, EventLog
 from trajectories.groups import State
 
@@ -131,7 +132,7 @@ def _copy_checkpoint(source: Path, target: Path) -> None:
     shutil.rmtree(unfinished(target), ignore_errors=True)
     shutil.copytree(source, unfinished(target))
     os.replace(unfinished(target), target)
-    sync_folder(target.parent)
+    sync(target.parent)
 
 
 def _begin_events(folder: Path, config: RunConfig, parent: Parent, state: Manifest, groups: list[dict[str, Any]]) -> int:

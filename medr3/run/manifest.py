@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from medr3.errors import UserError
 from security.hiding import scrubbed
+from trajectories.durable import sync
 
 MANIFEST, CHECKPOINTS = "manifest.json", "checkpoints"
 
@@ -83,16 +84,7 @@ def write_json(path: Path, value: object, *, exact: bool = False) -> None:
         file.flush()
         os.fsync(file.fileno())
     os.replace(unfinished, path)
-    sync_folder(path.parent)
-
-
-def sync_folder(folder: Path) -> None:
-    """Puts the names of a folder's files onto the disk: a file is durable only when its name is."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+    sync(path.parent)
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:

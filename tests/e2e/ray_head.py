@@ -17,6 +17,8 @@ from pathlib import Path
 
 import psutil
 
+from medr3.chaos.cluster import free_ports
+
 START_TIMEOUT_S = 180  # 5 s on idle cores; minutes where other tests have them
 
 
@@ -61,16 +63,6 @@ def one_node(cpus: int, **variables: str) -> Iterator[Head]:
         finally:
             end(head, folder)
             shutil.rmtree(folder, ignore_errors=True)
-
-
-def free_ports(count: int) -> list[int]:
-    held = [socket.socket() for _ in range(count)]
-    for one in held:
-        one.bind(("127.0.0.1", 0))
-    ports = [one.getsockname()[1] for one in held]
-    for one in held:
-        one.close()
-    return ports
 
 
 def until_answering(head: subprocess.Popen[bytes], port: int, log: Path) -> None:

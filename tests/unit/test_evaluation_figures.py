@@ -160,7 +160,7 @@ def test_two_results_are_compared_on_the_questions_that_both_have(tmp_path: Path
     [
         (None, "No such file"),
         ("{", "is no JSON"),
-        ("[]", "is no result.json of version 1"),
+        ("[]", "must hold one JSON object, not list"),
         ('{"schema_version": 1}', "target: Field required"),
     ],
 )
