@@ -103,7 +103,7 @@ class Conductor:
         return fault.after_event is None or any(event.kind == fault.after_event for event in events[known:])
 
     def _inject(self, fault: Scheduled) -> None:
-        kind, starts, at = KINDS[fault.kind], self.scene.starts, time.time()
+        kind, starts = KINDS[fault.kind], self.scene.starts
         limit_s = max(kind.limit_s, STARTS_TO_RECOVER * self.usual_start_s)
         self._doomed = kind.ends_driver != "never"
         try:
@@ -116,6 +116,7 @@ class Conductor:
         if kind.ends_driver == "always":
             with suppress(TooLate):  # then it outlived what it was not asked to outlive
                 self._until(lambda: self.scene.starts > starts, limit_s, f"the driver's end after {fault.kind}")
+        at = self.scene.struck_at
         recovered = self._settled(at, limit_s) if fault.settle else None
         self._doomed = False
         self.faults.append(
@@ -130,6 +131,7 @@ class Conductor:
     def _hit(self, fault: Scheduled) -> str:
         until = time.monotonic() + TARGET_S
         while True:
+            self.scene.struck_at = time.time()
             try:
                 return KINDS[fault.kind].inject(self.scene, fault)
             except NoTarget:

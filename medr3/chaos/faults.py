@@ -74,7 +74,7 @@ def choose(scene: Scene, role: str, pick: float) -> Process:
 def _kills(role: str) -> Doing:
     def kill(scene: Scene, fault: Scheduled) -> str:
         target = choose(scene, role, fault.pick)
-        os.kill(target.pid, signal.SIGKILL)
+        scene.strike(target, signal.SIGKILL)
         return f"{role} {target.pid}"
 
     return kill
@@ -83,7 +83,7 @@ def _kills(role: str) -> Doing:
 def _stops(role: str) -> Doing:
     def stop(scene: Scene, fault: Scheduled) -> str:
         target, seconds = choose(scene, role, fault.pick), fault.seconds or STOPPED_S
-        os.kill(target.pid, signal.SIGSTOP)
+        scene.strike(target, signal.SIGSTOP)
         try:
             time.sleep(seconds)
         finally:
@@ -134,7 +134,7 @@ def _restart_gcs(scene: Scene, fault: Scheduled) -> str:
     port = scene.ray_address().rpartition(":")[2]  # everybody knows it by now, so it is not to be chosen anew
     again = scene.copy_of(target)
     command = [f"{GCS_PORT}{port}" if word.startswith(GCS_PORT) else word for word in again.command]
-    os.kill(target.pid, signal.SIGKILL)
+    scene.strike(target, signal.SIGKILL)
     time.sleep(fault.seconds or 2.0)  # as long as whatever looks after a head takes to notice
     return f"gcs {target.pid}, started again as {scene.start_beside(replace(again, command=command))}"
 

@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -41,6 +42,7 @@ class Scene:
     starts: int = 0
     beside: list[subprocess.Popen[bytes]] = field(default_factory=list)  # control services that were started again
     watcher: Watcher = field(init=False)
+    struck_at: float = 0.0  # Unix seconds of the last fault: only what follows it has been survived
 
     def __post_init__(self) -> None:
         self.watcher = Watcher(self.roots)
@@ -49,6 +51,10 @@ class Scene:
         """The ids below which all processes of the run are."""
         own = [each.pid for each in (self.process, *self.beside) if each is not None]
         return [*own, *(self.cluster.roots() if self.cluster else [])]
+
+    def strike(self, target: Process, with_signal: signal.Signals) -> None:
+        os.kill(target.pid, with_signal)
+        self.struck_at = time.time()
 
     def start(self) -> None:
         """The driver, in a process group of its own, its words in the log."""
