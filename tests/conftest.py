@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Iterator
 
 import pytest
@@ -15,6 +16,9 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("RAY_raylet_start_wait_time_s", "120")  # a loaded machine starts slowly
 os.environ.setdefault("RAY_agent_register_timeout_ms", "120000")  # and its agent as well: after 30 s the raylet gives up
 os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
+
+# A script that runs the tests in the background has interrupts ignored, and so would every process that a test interrupts.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # The cores are shared with others: how long one example takes says nothing about it.
 settings.register_profile("shared-cores", deadline=None)
