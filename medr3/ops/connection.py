@@ -16,6 +16,8 @@ from medr3.errors import UserError
 if TYPE_CHECKING:
     from ray.job_submission import JobSubmissionClient
 
+# They name what is sent, and every file that is not; the second sets a level of its own.
+QUIETENED = ("ray", "ray.dashboard.modules.dashboard_sdk")
 CONNECT_TIMEOUT_S = 5.0  # a right address answers in milliseconds; a wrong one should not cost minutes
 
 
@@ -38,7 +40,8 @@ def connect(address: str) -> JobSubmissionClient:
     from ray.exceptions import AuthenticationError
     from ray.job_submission import JobSubmissionClient
 
-    logging.getLogger("ray").setLevel(logging.ERROR)  # it names every file that it does not send
+    for name in QUIETENED:
+        logging.getLogger(name).setLevel(logging.ERROR)
     try:
         return JobSubmissionClient(address)
     except AuthenticationError as error:
