@@ -134,7 +134,7 @@ class Mirror:
         inventory = Inventory(run_id=state.run_id, step=state.step, generation=state.generation, files=files).sealed()
         self._send_bytes(f"{INVENTORY}-{name}.json", "", inventory.model_dump_json().encode())
         self._known = inventory
-        self._remove_others(inventory, f"{INVENTORY}-{name}.json", known)
+        self._remove_others(inventory, f"{INVENTORY}-{name}.json")
 
     def fetch(self, run_folder: Path) -> Inventory:
         """Brings the newest state into a folder, its manifest last; every file is checked."""
@@ -235,18 +235,26 @@ class Mirror:
             return None
         return inventory if inventory.whole else None
 
-    def _remove_others(self, inventory: Inventory, name: str, known: Inventory | None) -> None:
+    def _remove_others(self, inventory: Inventory, name: str) -> None:
         """Older inventories, then objects that this one does not name. What cannot be removed costs room and nothing else."""
         needed = {stored.key for stored in inventory.files}
-        others = [other for other in self._names() if other.startswith(f"{INVENTORY}-") and other != name]
-        others += [stored.key for stored in (known.files if known else []) if stored.key not in needed]
-        for other in others:
-            self._tried("remove", partial(self._remove, self._at(other)))
+        for other in self._names():
+            if other.startswith(f"{INVENTORY}-") and other != name:
+                self._tried("remove", partial(self._remove, self._at(other)))
         used = {"/".join(key.split("/")[:2]) for key in needed}
         for folder in (VERSIONS, LASTING[0]):  # what was sent and came to no inventory, too
             for found in self._names(folder):
                 if f"{folder}/{found}" not in used:
                     self._tried("remove", partial(self._files.delete_dir, self._at(f"{folder}/{found}")))
+        for folder in (VERSIONS, *LASTING, ROWS):  # and what an earlier state left because it could not be removed then
+            for path in self._files_below(folder):
+                if path.removeprefix(f"{self._root}/") not in needed:
+                    self._tried("remove", partial(self._remove, path))
+
+    def _files_below(self, folder: str) -> list[str]:
+        selector = fs.FileSelector(self._at(folder), allow_not_found=True, recursive=True)
+        infos = self._tried("list", lambda: self._files.get_file_info(selector))
+        return [info.path for info in infos if info.type == fs.FileType.File]
 
     def _names(self, folder: str = "") -> list[str]:
         """Of what lies directly below the URL, or below a folder of it."""

@@ -188,6 +188,29 @@ def test_whatever_breaks_a_reader_finds_one_whole_state_the_newest_that_was_sent
     assert objects(mirror) == 1 + len(mirror.newest().files), "nothing that a failure left behind stays"  # type: ignore[union-attr]
 
 
+def test_what_could_not_be_removed_once_is_removed_later(tmp_path: Path) -> None:
+    here, there = tmp_path / "here", (tmp_path / "there").as_uri()
+    manifest = run_of(here, 2)
+    removing = Unreliable(fs.LocalFileSystem(), lambda: False)
+    removing.delete_file = no_more  # type: ignore[attr-defined]
+    for step in (3, 4):
+        (here / "index" / "vectors" / "part.bin").write_bytes(b"v" * step)
+        mirror = Mirror(there, no_wait)
+        if step == 4:
+            mirror._files = removing  # type: ignore[assignment]
+            with pytest.raises(StorageFailed, match="no more"):
+                mirror.send(here, state_of(manifest.model_copy(update={"step": step})))
+        else:
+            mirror.send(here, state_of(manifest.model_copy(update={"step": step})))
+    mirror = Mirror(there, no_wait)
+    mirror.send(here, state_of(manifest.model_copy(update={"step": 5})))
+    assert objects(mirror) == 1 + len(mirror.newest().files)  # type: ignore[union-attr]
+
+
+def no_more(path: str) -> None:
+    raise OSError(f"no more is removed: {path}")
+
+
 def test_a_short_disturbance_is_not_noticed_and_a_long_one_is_one_line(tmp_path: Path, url: str) -> None:
     manifest = run_of(tmp_path / "here", 2)
     calls = 0
