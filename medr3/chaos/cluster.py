@@ -20,6 +20,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from medr3.chaos.processes import Process, below
+from security.local_ray import LOOPBACK
 
 UP_S = 180.0  # 5 s on idle cores; minutes on a machine that is shared
 STORE_BYTES = 100_000_000  # of each node; Ray's least is 78 MB
@@ -49,7 +50,7 @@ class Cluster:
             "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token),
             "RAY_USAGE_STATS_ENABLED": "0", "RAY_raylet_start_wait_time_s": "180", "RAY_agent_register_timeout_ms": "120000",
             "RAY_worker_niceness": "0", "RAY_ADDRESS": f"127.0.0.1:{port}",
-            "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # or Ray takes the loopback for another address, on which nothing listens
+            **LOOPBACK,  # or Ray takes the loopback for another address, on which nothing listens
         }  # fmt: skip
         own = {name: value for name, value in environment.items() if name != "RAY_ADDRESS"}
         head = _ray_start(
@@ -58,7 +59,7 @@ class Cluster:
         )  # fmt: skip
         cluster = cls(folder, environment, port, head)
         try:
-            _until_answering(head, board, folder)
+            until_answering(head, board, folder / "start.log")
             for _ in range(nodes):
                 cluster.add_node()
         except BaseException:
@@ -147,7 +148,8 @@ def _ray_start(folder: Path, environment: dict[str, str], *words: str) -> subpro
         )  # fmt: skip
 
 
-def _until_answering(head: subprocess.Popen[bytes], port: int, folder: Path) -> None:
+def until_answering(head: subprocess.Popen[bytes], port: int, log: Path) -> None:
+    """Until a head that was just started answers at its dashboard's port; `log` is shown where it does not."""
     deadline = time.monotonic() + UP_S
     while time.monotonic() < deadline and head.poll() is None:
         with socket.socket() as probe:
@@ -155,8 +157,8 @@ def _until_answering(head: subprocess.Popen[bytes], port: int, folder: Path) -> 
             if probe.connect_ex(("127.0.0.1", port)) == 0:
                 return
         time.sleep(0.2)
-    log = (folder / "start.log").read_text(encoding="utf-8", errors="replace")
-    raise RuntimeError(f"a Ray cluster did not come up within {UP_S:g} s: {log[-500:]}")
+    said = log.read_text(encoding="utf-8", errors="replace")
+    raise RuntimeError(f"a Ray cluster did not come up within {UP_S:g} s: {said[-500:]}")
 
 
 def _kill_all(root: subprocess.Popen[bytes]) -> int:

@@ -141,17 +141,11 @@ class Conductor:
 
     def _settled(self, at: float, limit_s: float) -> float | None:
         """How long it took until the run worked again; twice the limit is waited, so that a late recovery has a figure, too."""
-        found: list[float] = []
-
-        def recovered() -> bool:
-            found.extend([seconds] if (seconds := recovery_s(self.scene.events(), at)) is not None else [])
-            return bool(found)
-
         try:
-            self._until(recovered, 2 * limit_s, "recovery")
+            self._until(lambda: recovery_s(self.scene.events(), at) is not None, 2 * limit_s, "recovery")
         except TooLate:
             return None
-        return found[0] if found else None
+        return recovery_s(self.scene.events(), at)
 
     # --- the driver
 

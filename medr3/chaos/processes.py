@@ -67,6 +67,15 @@ def below(roots: Iterable[int]) -> list[Process]:
     return [Process(pid, stats[pid].started, command_line(pid)) for pid in sorted(seen) if stats[pid].state != "Z"]
 
 
+def surviving(processes: Iterable[Process], patience_s: float) -> list[Process]:
+    """Which of them still live after so long. One that changed its command line, as Ray's do, counts once."""
+    deadline = time.monotonic() + patience_s
+    known = {(process.pid, process.started): process for process in processes}.values()
+    while (living := [process for process in known if process.lives]) and time.monotonic() < deadline:
+        time.sleep(0.5)
+    return living
+
+
 def command_line(pid: int) -> str:
     """Words with spaces between them; empty where the process has ended."""
     try:
@@ -146,11 +155,7 @@ class Watcher:
 
     def left_behind(self, patience_s: float, apart_from: Collection[int] = ()) -> list[Process]:
         """Processes of the run that still live after so long, without those that were there before it."""
-        deadline = time.monotonic() + patience_s
-        own = [process for process in self.seen if process.pid not in apart_from]
-        while (living := _unique(process for process in own if process.lives)) and time.monotonic() < deadline:
-            time.sleep(0.5)
-        return living
+        return surviving((process for process in self.seen if process.pid not in apart_from), patience_s)
 
     def shared_left(self) -> list[Path]:
         """Shared memory that the run mapped and that still has a name, with no process that maps it."""
@@ -161,11 +166,6 @@ class Watcher:
     def _watch(self) -> None:
         while not self._over.wait(LOOK_EVERY_S):
             self.look()
-
-
-def _unique(processes: Iterable[Process]) -> list[Process]:
-    """A process that changed its command line, as Ray's do, counts once."""
-    return list({(process.pid, process.started): process for process in processes}.values())
 
 
 @dataclass(frozen=True)

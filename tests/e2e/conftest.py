@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from medr3.chaos.processes import surviving
 from medr3.run.control import Control, write_control
 from medr3.run.manifest import MANIFEST
 from tests.e2e import small_run
@@ -39,5 +40,5 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     finally:
         small_run.end(process)
     # Looked at last: Ray's own agents notice a death only when they next miss their control service, after a minute.
-    assert not small_run.survivors(below, 60), "the driver's death left processes behind"
+    assert not surviving(below, 60), "the driver's death left processes behind"
     return folder

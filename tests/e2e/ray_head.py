@@ -5,11 +5,9 @@ from __future__ import annotations
 import os
 import secrets
 import shutil
-import socket
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,9 +15,8 @@ from pathlib import Path
 
 import psutil
 
-from medr3.chaos.cluster import free_ports
-
-START_TIMEOUT_S = 180  # 5 s on idle cores; minutes where other tests have them
+from medr3.chaos.cluster import free_ports, until_answering
+from security.local_ray import LOOPBACK
 
 
 @dataclass(frozen=True)
@@ -58,22 +55,11 @@ def one_node(cpus: int, **variables: str) -> Iterator[Head]:
         try:
             until_answering(head, dashboard, folder / "start.log")
             # The second: Ray takes the loopback for the machine's own address otherwise, on which this head does not listen.
-            joining = {"RAY_ADDRESS": f"127.0.0.1:{gcs}", "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
+            joining = {"RAY_ADDRESS": f"127.0.0.1:{gcs}", **LOOPBACK}
             yield Head(folder, f"http://127.0.0.1:{dashboard}", environment | joining)
         finally:
             end(head, folder)
             shutil.rmtree(folder, ignore_errors=True)
-
-
-def until_answering(head: subprocess.Popen[bytes], port: int, log: Path) -> None:
-    deadline = time.monotonic() + START_TIMEOUT_S
-    while time.monotonic() < deadline and head.poll() is None:
-        with socket.socket() as probe:
-            probe.settimeout(1)
-            if probe.connect_ex(("127.0.0.1", port)) == 0:
-                return
-        time.sleep(0.2)
-    raise RuntimeError(f"ray start did not come up:\n{log.read_text()}")
 
 
 def end(head: subprocess.Popen[bytes], folder: Path) -> None:

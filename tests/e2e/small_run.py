@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -12,6 +11,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from medr3.chaos.processes import Process, below
+from medr3.evaluation.ablation import share_start
 from medr3.run.manifest import MANIFEST
 
 REPOSITORY = Path(__file__).parents[2]
@@ -50,10 +51,7 @@ def start(
 
 def begin_from(finished: Path, folder: Path) -> Path:
     """A folder in which a run with another's worlds finds its index and its cold start: what they cost is paid once."""
-    folder.mkdir()
-    for name in ("index", "cold_start"):
-        shutil.copytree(finished / name, folder / name)
-    shutil.copy2(finished / "config.json", folder)
+    share_start(finished, folder)
     return folder
 
 
@@ -75,46 +73,9 @@ def wait_until(true: Callable[[], bool], process: subprocess.Popen[str], folder:
         time.sleep(0.2)
 
 
-def descendants(pid: int) -> dict[int, str]:
-    """All processes below one with their command lines, found before it dies: afterwards nobody knows whose they were."""
-    children: dict[int, list[int]] = {}
-    for stat in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            fields = stat.read_text().rpartition(")")[2].split()
-        except OSError:
-            continue
-        children.setdefault(int(fields[1]), []).append(int(stat.parent.name))
-    found, waiting = set(), [pid]
-    while waiting:
-        for child in children.get(waiting.pop(), []):
-            if child not in found:
-                found.add(child)
-                waiting.append(child)
-    return {child: _command(child) for child in found}
-
-
-def _command(pid: int) -> str:
-    try:
-        return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")[:120]
-    except OSError:
-        return "ended"
-
-
-def survivors(pids: dict[int, str], seconds: float) -> dict[int, str]:
-    """Which of the processes still live after so long (zombies are dead)."""
-    deadline = time.monotonic() + seconds
-    while True:
-        living = {pid: command for pid, command in pids.items() if _lives(pid)}
-        if not living or time.monotonic() > deadline:
-            return living
-        time.sleep(0.2)
-
-
-def _lives(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except OSError:
-        return False
+def descendants(pid: int) -> list[Process]:
+    """All processes below one, found before it dies: afterwards nobody knows whose they were."""
+    return [process for process in below([pid]) if process.pid != pid]
 
 
 def end(process: subprocess.Popen[str]) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from medr3.chaos.processes import surviving
 from medr3.run.services import unique_name
 from tests.e2e import small_run
 from trajectories.audit import audit
@@ -90,7 +91,7 @@ def test_ctrl_c_ends_clean_and_resumable(finished: Path, tmp_path: Path, during:
         below = small_run.descendants(process.pid)
         os.kill(process.pid, signal.SIGINT)
         assert process.wait(90) == (130 if during == "cold start" else 0)
-        assert not small_run.survivors(below, 20)
+        assert not surviving(below, 20)
     finally:
         small_run.end(process)
     assert "Traceback" not in small_run.output(folder)

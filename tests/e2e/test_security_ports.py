@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from medr3.chaos.processes import below
+
 pytestmark = pytest.mark.e2e
 
 ROOT = Path(__file__).parents[2]
@@ -34,21 +36,7 @@ ray.shutdown()
 """
 
 
-def descendants(pid: int) -> set[int]:
-    parents = {}
-    for path in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            fields = path.read_text().rpartition(")")[2].split()
-        except OSError:
-            continue
-        parents[int(path.parent.name)] = int(fields[1])
-    found = {pid}
-    while more := {child for child, parent in parents.items() if parent in found} - found:
-        found |= more
-    return found
-
-
-def listening(pids: set[int]) -> list[tuple[str, str]]:
+def listening(pids: list[int]) -> list[tuple[str, str]]:
     """(command, address in hexadecimal) of every socket that listens and is held by one of these processes."""
     inodes = {}
     for pid in pids:
@@ -81,7 +69,7 @@ def test_a_ray_of_this_machine_listens_to_this_machine_alone() -> None:
         while not (line := driver.stdout.readline()).startswith("address") and line:
             pass
         assert line == "address 127.0.0.1\n"
-        found = listening(descendants(driver.pid))
+        found = listening([process.pid for process in below([driver.pid])])
         assert len(found) > 5, "the ports were not found at all"
         assert [each for each in found if not is_local(each[1])] == []
     finally:
