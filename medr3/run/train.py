@@ -21,6 +21,7 @@ from medr3.run.forking import Fork, begin_fork, begun_as, find_origin
 from medr3.run.manifest import Manifest, open_manifest, write_json
 from medr3.run.mirroring import use_mirror
 from medr3.run.resuming import CONFIG, begin_anew, place
+from medr3.run.sole_driver import sole_driver
 from medr3.run.unheard import survive_readers
 from medr3.run_shapes import read_summary
 from security.hiding import scrub
@@ -38,11 +39,16 @@ def train(config: RunConfig, resume: str, fork: Fork | None = None) -> int:
     `resume` is auto, never, or a path (`medr3.run.resuming`); a `fork` begins the run where its folder holds none yet.
     """
     survive_readers()
-    config.run.folder = config.run.folder.resolve()
+    checkpoint = _choose_folder(config, resume)
     preflight(config.run.folder, http_port=config.retrieval.http_port)
     check_index(config)
-    manifest = _open_folder(config, resume, fork)
+    with sole_driver(config.run.folder):
+        return _train_alone(config, resume, checkpoint, fork)
+
+
+def _train_alone(config: RunConfig, resume: str, checkpoint: str, fork: Fork | None) -> int:
     folder = config.run.folder
+    manifest = _open_folder(config, resume, checkpoint, fork)
     if manifest is not None and manifest.controller["finished"] and (folder / "summary.json").exists():
         print(closing_table(read_summary(folder)))
         print(f"this run has ended, its report is {folder / 'report.html'}; --resume never trains it anew")
@@ -69,11 +75,17 @@ def check_index(config: RunConfig) -> None:
         raise UserError(f"retrieval.index: {config.retrieval.index} does not exist: build it, or leave retrieval.index empty")
 
 
-def _open_folder(config: RunConfig, resume: str, fork: Fork | None) -> Manifest | None:
-    """The state to go on from, or None with a folder that holds nothing of an earlier course."""
+def _choose_folder(config: RunConfig, resume: str) -> str:
+    """The run's folder is the configuration's, or the one that a path names; returns the checkpoint that the path names, if any."""
     checkpoint = ""
     if resume not in (AUTO, NEVER):
         config.run.folder, checkpoint = place(Path(resume))
+    config.run.folder = config.run.folder.resolve()
+    return checkpoint
+
+
+def _open_folder(config: RunConfig, resume: str, checkpoint: str, fork: Fork | None) -> Manifest | None:
+    """The state to go on from, or None with a folder that holds nothing of an earlier course."""
     folder = config.run.folder
     if config.run.mirror:
         use_mirror(config, begin_anew=resume == NEVER)

@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +21,19 @@ from medr3.observe.metrics_file import read_metrics
 from medr3.observe.monitoring import ALERTS_FILE
 from medr3.observe.panels import queries
 from medr3.observe.registry import METRICS, lookup
+from medr3.run.control import Control, write_control
 from tests.e2e import small_run
 from tests.e2e.prometheus_server import SELECTOR, Prometheus, prometheus, tool
 from tests.e2e.ray_head import one_node
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(900)]
 
-SHORT = [f"curriculum.phases.{phase}.max_steps=3" for phase in range(3)]
+# A phase is left when Prometheus has seen it: three steps may take less time than a scrape. The last one ends by itself.
+UNTIL_SEEN = ("reasoning", "retrieval")
+LENGTHS = [
+    *(f"curriculum.phases.{phase}.{setting}=200" for phase in UNTIL_SEEN for setting in ("min_steps", "max_steps")),
+    "curriculum.phases.joint.max_steps=3",
+]
 RUN = "watched"
 # What is told every few seconds as well: the step's own figure may have been overtaken before Ray passed it on.
 OF_THE_MOMENT = (
@@ -62,9 +69,13 @@ def watched(finished: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterato
             server.until(lambda: "up" in server.targets().values(), 60, "Ray's own list of nodes is scraped")
             start = time.time()
             small_run.begin_from(finished, folder / RUN)
-            overrides = ["rollout.max_staleness=1", "tracking.tensorboard=true", *SHORT]
+            overrides = ["rollout.max_staleness=1", "tracking.tensorboard=true", *LENGTHS]
             process = small_run.start(folder / RUN, *overrides, environment=head.environment)
             try:
+                for phase in UNTIL_SEEN:
+                    seen = partial(bands_seen, server, start, phase)
+                    small_run.wait_until(seen, process, folder / RUN, 300)
+                    write_control(folder / RUN, Control("advance", time.time()))
                 assert process.wait(500) == 0, small_run.output(folder / RUN)[-3000:]
             finally:
                 small_run.end(process)
@@ -72,6 +83,17 @@ def watched(finished: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterato
             ended = f'ray_medr3_run_training{{run="{RUN}"}} == 0'
             server.until(lambda: server.series(ended, start, time.time()), 60, "the run's last word is read")
             yield Watched(folder / RUN, server, start, time.time())
+
+
+def bands(server: Prometheus, start: float, end: float) -> dict[str, list[Any]]:
+    """What the overview draws as phases: name -> [time, value] pairs."""
+    (annotation,) = [each for each in dashboards()["medr3-overview.json"]["annotations"]["list"] if each["name"] == "Phases"]
+    found = server.series(annotation["expr"].replace("$run", RUN), start, end)
+    return {band["metric"]["phase"]: band["values"] for band in found}
+
+
+def bands_seen(server: Prometheus, start: float, phase: str) -> bool:
+    return phase in bands(server, start, time.time())
 
 
 def test_every_query_of_every_panel_has_data(watched: Watched) -> None:
@@ -93,12 +115,10 @@ def test_the_queries_that_are_excused_are_correct_all_the_same(watched: Watched)
 
 
 def test_phases_are_bands_in_their_order(watched: Watched) -> None:
-    (annotation,) = [each for each in dashboards()["medr3-overview.json"]["annotations"]["list"] if each["name"] == "Phases"]
-    bands = watched.prometheus.series(annotation["expr"].replace("$run", RUN), watched.start, watched.end)
-    began = {band["metric"]["phase"]: band["values"][0][0] for band in bands}
+    found = bands(watched.prometheus, watched.start, watched.end)
+    began = {phase: values[0][0] for phase, values in found.items()}
     assert sorted(began, key=lambda phase: began[phase]) == ["reasoning", "retrieval", "joint"]
-    ended = {band["metric"]["phase"]: band["values"][-1][0] for band in bands}
-    assert ended["reasoning"] < began["joint"], "a phase that was left leaves no curve behind"
+    assert found["reasoning"][-1][0] < began["joint"], "a phase that was left leaves no curve behind"
 
 
 def test_every_figure_of_the_run_reached_prometheus_with_its_labels(watched: Watched) -> None:

@@ -51,7 +51,7 @@ MAY_CHANGE = (
 
 def test_a_fork_is_a_run_of_its_own_that_goes_on_from_the_step(parent: Path) -> None:
     config = child(parent, *MAY_CHANGE)
-    manifest = _open_folder(config, "auto", Fork(parent, 2))
+    manifest = _open_folder(config, "auto", "", Fork(parent, 2))
     folder = config.run.folder
     assert manifest is not None and manifest == open_manifest(folder) == resume(config)
     assert (manifest.run_id, manifest.step, manifest.tracker_id, manifest.config_hash) == ("child", 2, "", config.hash())
@@ -70,7 +70,7 @@ def test_its_first_process_says_where_it_comes_from_and_the_next_ones_resume(
     parent: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     config = child(parent)
-    manifest = _open_folder(config, "auto", Fork(parent, 2))
+    manifest = _open_folder(config, "auto", "", Fork(parent, 2))
     for words in ("forked from parent at step 2 in phase reasoning", "resumed at step 2 in phase reasoning"):
         course = Course(config, manifest, asyncio.Event(), on_ray_started=lambda: None)
         journal = course._open_journal()
@@ -82,7 +82,7 @@ def test_its_first_process_says_where_it_comes_from_and_the_next_ones_resume(
 
 def test_without_a_step_it_is_the_newest_and_open_groups_go_along(parent: Path) -> None:
     config = child(parent)
-    manifest = _open_folder(config, "auto", Fork(parent))
+    manifest = _open_folder(config, "auto", "", Fork(parent))
     assert manifest is not None and manifest.step == 3
     ledger, sampler, controller = Ledger(config.ledger_rules()), QuestionSampler(universe(), 0), Controller(config.curriculum)
     ledger.restore(manifest.ledger)
@@ -101,7 +101,7 @@ def test_without_a_step_it_is_the_newest_and_open_groups_go_along(parent: Path) 
 
 def test_the_audit_follows_a_fork(parent: Path) -> None:
     config = child(parent)
-    manifest = _open_folder(config, "auto", Fork(parent, 3))
+    manifest = _open_folder(config, "auto", "", Fork(parent, 3))
     assert manifest is not None
     with EventLog(config.run.folder / "events.jsonl") as log:  # as its first process writes on
         log.append(EventKind.RESUMED, generation=1, step=3, position=manifest.events)
@@ -116,15 +116,15 @@ def test_the_audit_follows_a_fork(parent: Path) -> None:
 
 def test_the_same_command_goes_on_and_another_fork_is_not_taken_for_it(parent: Path) -> None:
     config = child(parent)
-    begun = _open_folder(config, "auto", Fork(parent, 2))
+    begun = _open_folder(config, "auto", "", Fork(parent, 2))
     shutil.rmtree(parent / "checkpoints")  # the parent has gone on
-    assert _open_folder(config, "auto", Fork(parent, 2)) == begun
+    assert _open_folder(config, "auto", "", Fork(parent, 2)) == begun
     with pytest.raises(UserError, match=r"has a fork of parent at step 2: name another run.folder"):
-        _open_folder(config, "auto", Fork(parent, 3))
+        _open_folder(config, "auto", "", Fork(parent, 3))
     trained_for(parent.with_name("other"), 1, "run.name=other")
     other = configuration(parent.with_name("other"), "run.name=other")
     with pytest.raises(UserError, match="has a run that is no fork"):
-        _open_folder(other, "auto", Fork(parent))
+        _open_folder(other, "auto", "", Fork(parent))
 
 
 @pytest.mark.parametrize(
@@ -154,7 +154,7 @@ def test_another_index_has_to_be_meant(parent: Path) -> None:
     config = child(parent, "retrieval.dimensions=256")
     with pytest.raises(UserError, match=r"retrieval.dimensions is 256, and was 512: .* say --new-index"):
         find_origin(Fork(parent), config)
-    manifest = _open_folder(config, "auto", Fork(parent, None, new_index=True))
+    manifest = _open_folder(config, "auto", "", Fork(parent, None, new_index=True))
     assert manifest is not None and manifest.index_hash == "" and not (config.run.folder / "index").exists()
     with pytest.raises(UserError, match="--new-index: belongs to --fork"):
         named_fork(None, new_index=True)
@@ -214,7 +214,7 @@ def test_a_pool_obeys_the_fork_s_sampling_and_keeps_what_it_learned(tmp_path: Pa
     parent = tmp_path / "parent"
     trained_for(parent, 2, learnability)
     config = child(parent, "curriculum.phases.0.sampling={order: learnability, pool: 24, retire_after: 4}")
-    manifest = _open_folder(config, "auto", Fork(parent))
+    manifest = _open_folder(config, "auto", "", Fork(parent))
     assert manifest is not None
     pools = manifest.sampler["pools"]
     assert pools and all(pool["sampling"]["pool"] == 24 and len(pool["active"]) == 8 for pool in pools.values())
@@ -225,7 +225,7 @@ def test_a_run_that_had_ended_goes_on_where_its_phase_may_take_more_steps(parent
     path = parent / "checkpoints" / "step-000003-generation-1" / "manifest.json"
     path.write_text(path.read_text().replace('"finished": false', '"finished": true'))
     config = child(parent, "curriculum.phases.0.max_steps=400")
-    manifest = _open_folder(config, "auto", Fork(parent))
+    manifest = _open_folder(config, "auto", "", Fork(parent))
     assert manifest is not None
     controller = Controller(config.curriculum)
     controller.restore(manifest.controller)

@@ -19,7 +19,7 @@ from medr3.run.manifest import MANIFEST, open_manifest
 from medr3.run.progress import Progress
 from medr3.run.resuming import begin_anew, next_generation, place, resume
 from medr3.run.sampler import QuestionSampler
-from medr3.run.train import _open_folder
+from medr3.run.train import _choose_folder, _open_folder
 from tasks.config import DatasetConfig
 from tests.resumable import configuration, plain, trained_for, universe, write_checkpoint
 from trajectories.events import Event, EventKind, EventLog, read_events
@@ -137,7 +137,8 @@ def test_a_path_that_names_nothing_is_one_line(tmp_path: Path, named: str) -> No
 def test_a_path_decides_which_folder_is_run_in(tmp_path: Path) -> None:
     config, manifest = trained_for(tmp_path / "run", 2)
     config.run.folder = tmp_path / "from the configuration"
-    assert _open_folder(config, str(tmp_path / "run"), None) == manifest
+    path = str(tmp_path / "run")
+    assert _open_folder(config, path, _choose_folder(config, path), None) == manifest
     assert config.run.folder == (tmp_path / "run").resolve()
 
 
@@ -146,7 +147,7 @@ def test_never_leaves_nothing_of_the_course_and_what_it_did_not_make(tmp_path: P
     append_heldout(tmp_path, "cold_start", "joint", {"q": True})
     for name in ("index", "cold_start"):
         (tmp_path / name).mkdir()
-    assert _open_folder(config, "never", None) is None
+    assert _open_folder(config, "never", "", None) is None
     assert sorted(path.name for path in tmp_path.iterdir()) == ["cold_start", "config.json", "index"]
 
 

@@ -76,7 +76,7 @@ def test_a_run_goes_on_from_its_second_place_alone(tmp_path: Path, url: str) -> 
     before = contents(here)
     shutil.rmtree(here)
     config = configuration(empty, f"run.mirror={url}", "run.keep_checkpoints=9")
-    found = _open_folder(config, "auto", None)
+    found = _open_folder(config, "auto", "", None)
     assert found == manifest == open_manifest(empty)
     assert contents(empty) | {"config.json": b""} == {
         name: held for name, held in before.items() if "ray_train" not in name
