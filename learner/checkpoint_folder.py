@@ -15,6 +15,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+from learner.checked_file import damage
 from trajectories.durable import sync
 
 STATE = "state.json"
@@ -47,33 +48,13 @@ def read_state(folder: Path) -> dict[str, Any]:
 
 
 def check_whole(folder: Path) -> None:
-    """Every file that the checkpoint speaks of is there and as long as it says; what it was made of is checked when it is loaded."""
+    """Every file that it speaks of is there with the bytes that were written; what it was made of is checked when it is loaded."""
     ranks = read_state(folder).get("ranks")
     if not isinstance(ranks, int) or ranks < 1:
         raise CheckpointRefused(f"{folder / STATE} is cut off or changed: resume from another checkpoint")
     for path in rank_files(folder, ranks):
-        if (problem := _cut_off(path)) is not None:
+        if problem := damage(path):
             raise CheckpointRefused(f"{path} {problem}: resume from another checkpoint")
-
-
-def _cut_off(path: Path) -> str | None:
-    """What a safetensors file lacks by its own header; None where it is as long as it says."""
-    try:
-        size = path.stat().st_size
-        with path.open("rb") as file:
-            length = int.from_bytes(file.read(8), "little")
-            header = json.loads(file.read(length)) if 8 + length <= size else None
-    except OSError as error:
-        return f"cannot be read ({error.strerror})"
-    except (ValueError, RecursionError):
-        return "is no safetensors file"
-    if not isinstance(header, dict):
-        return "is cut off"
-    try:
-        end = max((entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"), default=0)
-    except (KeyError, IndexError, TypeError):
-        return "is no safetensors file"
-    return None if size == 8 + length + end else "is cut off"
 
 
 def complete(folder: Path, ranks: int) -> None:

@@ -7,7 +7,6 @@ torch.distributed.checkpoint, whose HuggingFaceStorageReader reads the same file
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,9 +15,10 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from learner.checked_file import write_checked
+
 CHUNKS = "DCP_SHARDING_INFO"  # key of the metadata: by tensor, where its chunk begins
 BEGINS = "saved_offsets"
-ALIGNMENT = 8  # bytes; the format wants its data aligned to the largest dtype
 DTYPES = {
     torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16", torch.float64: "F64", torch.uint8: "U8", torch.int64: "I64",
 }  # fmt: skip
@@ -43,24 +43,21 @@ class Entry(NamedTuple):
 
 
 def write_tensors(path: Path, entries: Sequence[Entry]) -> None:
-    """One tensor in memory at a time; on disk, and not merely in the page cache, when this returns."""
-    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    """One tensor in memory at a time; on disk, and not merely in the page cache, when this returns. The file has a checksum."""
+    metadata = {"format": "pt"}
     if any(entry.first_row for entry in entries):
         begins = {entry.name: {BEGINS: [entry.first_row, *[0] * (len(entry.shape) - 1)]} for entry in entries}
-        header["__metadata__"][CHUNKS] = json.dumps(begins)
-    end = 0
+        metadata[CHUNKS] = json.dumps(begins)
+    tensors, end = {}, 0
     for entry in entries:
         start, end = end, end + entry.nbytes
-        header[entry.name] = {"dtype": DTYPES[entry.dtype], "shape": list(entry.shape), "data_offsets": [start, end]}
-    text = json.dumps(header).encode()
-    text += b" " * (-len(text) % ALIGNMENT)
-    with path.open("wb") as file:
-        file.write(len(text).to_bytes(8, "little") + text)
-        for entry in entries:
-            tensor = entry.read().detach().to("cpu", entry.dtype).contiguous()
-            file.write(tensor.reshape(-1).view(torch.uint8).numpy().data)
-        file.flush()
-        os.fsync(file.fileno())
+        tensors[entry.name] = {"dtype": DTYPES[entry.dtype], "shape": list(entry.shape), "data_offsets": [start, end]}
+    write_checked(path, metadata, tensors, (_bytes(entry) for entry in entries))
+
+
+def _bytes(entry: Entry) -> memoryview:
+    tensor = entry.read().detach().to("cpu", entry.dtype).contiguous()
+    return tensor.reshape(-1).view(torch.uint8).numpy().data
 
 
 class _Chunk(NamedTuple):

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from curriculum.controller import Controller
+from learner.checked_file import write_checked
 from learner.checkpoint_folder import STATE, rank_files
 from medr3.config import RunConfig, load
 from medr3.run.manifest import CheckpointRecord, Manifest, open_manifest, write_json, write_manifest
@@ -41,9 +42,8 @@ def write_checkpoint(folder: Path, ranks: int = 1, content: bytes = b"weights.")
     """As the learner's ranks leave it, with one tensor of bytes each."""
     folder.mkdir(parents=True)
     (folder / STATE).write_text(json.dumps({"ranks": ranks}))
-    header = json.dumps({"x": {"dtype": "U8", "shape": [len(content)], "data_offsets": [0, len(content)]}}).encode()
     for path in rank_files(folder, ranks):
-        path.write_bytes(len(header).to_bytes(8, "little") + header + content)
+        write_checked(path, {}, {"x": {"dtype": "U8", "shape": [len(content)], "data_offsets": [0, len(content)]}}, [content])
     return folder
 
 

@@ -73,13 +73,18 @@ def test_an_empty_folder_has_nothing_to_go_on_from(tmp_path: Path) -> None:
     assert resume(configuration(tmp_path)) is None
 
 
-@pytest.mark.parametrize("damage", ["rank cut off", "rank gone", "state cut off", "folder gone", "another file in its place"])
+@pytest.mark.parametrize(
+    "damage", ["rank cut off", "a bit flipped", "rank gone", "state cut off", "folder gone", "another file in its place"]
+)
 def test_a_damaged_checkpoint_is_passed_over_by_name(tmp_path: Path, damage: str) -> None:
     config, manifest = trained_for(tmp_path, 3)
     newest = tmp_path / manifest.checkpoint
     rank = rank_files(newest, 1)[0]
     if damage == "rank cut off":
         rank.write_bytes(rank.read_bytes()[:-1])
+    elif damage == "a bit flipped":
+        written = rank.read_bytes()
+        rank.write_bytes(written[:-1] + bytes([written[-1] ^ 1]))
     elif damage == "rank gone":
         rank.unlink()
     elif damage == "state cut off":
