@@ -13,7 +13,7 @@ import typer
 from medr3.cli_ablate import ablate
 from medr3.cli_bench import bench
 from medr3.cli_chaos import chaos
-from medr3.cli_common import Config, Json, Overrides, Run, load_config
+from medr3.cli_common import Config, ForkOf, Json, NewIndex, Overrides, Run, load_config
 from medr3.cli_dashboard import dashboard
 from medr3.cli_data import data
 from medr3.cli_eval import evaluate
@@ -46,10 +46,8 @@ def train(
             metavar="auto|PATH|never", help="auto: where the run folder ends; PATH: a run folder, or a checkpoint in one"
         ),
     ] = "auto",
-    fork: Annotated[
-        str | None, typer.Option(metavar="RUN[@STEP]", help="begin with the weights and state of another run")
-    ] = None,
-    new_index: Annotated[bool, typer.Option("--new-index", help="let a fork answer from another index")] = False,
+    fork: ForkOf = None,
+    new_index: NewIndex = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="print the resolved configuration and its memory; end")] = False,
 ) -> None:
     """Train on this machine, or within a cluster job."""

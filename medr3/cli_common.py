@@ -15,6 +15,10 @@ if TYPE_CHECKING:
 Config = Annotated[Path, typer.Argument(metavar="CONFIG", help="YAML file, such as configs/demo.yaml")]
 Overrides = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="such as rollout.num_engines=4")]
 Run = Annotated[str | None, typer.Argument(metavar="[RUN]", help="run folder, or its name below runs/; the newest if left out")]
+ForkOf = Annotated[
+    str | None, typer.Option("--fork", metavar="RUN[@STEP]", help="begin with the weights and state of another run")
+]
+NewIndex = Annotated[bool, typer.Option("--new-index", help="let a fork answer from another index")]
 Json = Annotated[bool, typer.Option("--json", help="print JSON")]
 
 

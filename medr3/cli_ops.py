@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from medr3.cli_common import Config, Json, Overrides, load_config
+from medr3.cli_common import Config, ForkOf, Json, NewIndex, Overrides, load_config
 from medr3.errors import UserError
 
 if TYPE_CHECKING:
@@ -24,16 +24,25 @@ STOP_TIMEOUT_S = 1800.0  # the longest step of a large model, its checkpoint, an
 DRAIN_S = 300.0  # groups of a few minutes finish; a spot notice is shorter
 
 
-def submit(config: Config, address: ClusterAddress, overrides: Overrides = None, as_json: Json = False) -> None:
+def submit(
+    config: Config,
+    address: ClusterAddress,
+    overrides: Overrides = None,
+    fork: ForkOf = None,
+    new_index: NewIndex = False,
+    as_json: Json = False,
+) -> None:
     """Submit a training to a Ray cluster, as a job; the same command goes on where a stopped one ended."""
     resolved = load_config(config, overrides or [])
     _refuse_local_paths(resolved)
+    if fork and not Path(fork).is_absolute():
+        raise UserError(f"--fork {fork}: the cluster does not see this folder: name it as its nodes do, /a/shared/folder")
     refuse_what_cannot_fit(resolved)
     from medr3.ops import jobs
     from medr3.ops.connection import talking
 
     with talking(address):
-        sent = jobs.submit(config, resolved, address, overrides or [])
+        sent = jobs.submit(config, resolved, address, overrides or [], fork, new_index=new_index)
     words = "goes on from the last checkpoint in" if sent.resumes else "begins in"
     line = f"submitted {sent.job}, which {words} {sent.folder}; look at it with: medr3 status --address {address}"
     _print(line, {"job": sent.job, "folder": sent.folder, "resumes": sent.resumes}, as_json)

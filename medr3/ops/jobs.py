@@ -73,7 +73,9 @@ def checkout() -> Path:
     return root
 
 
-def submit(path: Path, config: RunConfig, address: str, overrides: list[str]) -> Submitted:
+def submit(
+    path: Path, config: RunConfig, address: str, overrides: list[str], fork: str | None = None, *, new_index: bool = False
+) -> Submitted:
     """Submits `medr3 train` of a configuration of this checkout, once the cluster was found to be able to run it."""
     split = [override.partition("=") for override in overrides]
     secrets = [key for key, _, value in split if SECRET.search(key) or holds_secret(value)]
@@ -90,10 +92,21 @@ def submit(path: Path, config: RunConfig, address: str, overrides: list[str]) ->
         raise UserError(f"{folder}: job {busy.job} trains there: stop it first, or name another run.folder")
     facts = probe(client, folder)
     require(check_cluster(facts, config))
-    entrypoint = shlex.join(["medr3", "train", relative, "--resume", "auto", *overrides])
+    entrypoint = training_command(relative, overrides, fork, new_index=new_index)
     about = {"medr3.config": relative, "medr3.version": metadata.version("medr3"), "medr3.run": config.run.name, FOLDER: folder}
     job = submit_entrypoint(client, entrypoint, working_dir=root, about=about, environment=environment(config))
     return Submitted(job, folder, facts["folder"]["resumes"])
+
+
+def training_command(config: str, overrides: list[str], fork: str | None = None, *, new_index: bool = False) -> str:
+    """What the job runs.
+
+    Example:
+        >>> training_command("configs/demo.yaml", ["run.seed=3"], "/runs/parent@40")
+        'medr3 train configs/demo.yaml --resume auto --fork /runs/parent@40 run.seed=3'
+    """
+    forked = ["--fork", fork, *(["--new-index"] if new_index else [])] if fork else []
+    return shlex.join(["medr3", "train", config, "--resume", "auto", *forked, *overrides])
 
 
 def environment(config: RunConfig) -> dict[str, str]:

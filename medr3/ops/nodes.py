@@ -60,12 +60,16 @@ def node_reports() -> list[NodeReport]:
     from ray.util.state.exception import RayStateApiException
 
     runs: dict[str, Counter[str]] = {}
-    here = ray.get_runtime_context().gcs_address  # or Ray looks for one itself, and finds every other Ray of this machine as well
+    here = (
+        ray.get_runtime_context().gcs_address
+    )  # or Ray looks for one itself, and finds every other Ray of this machine as well
     try:
         actors = list_actors(here, filters=[("state", "=", "ALIVE")], limit=MOST_ACTORS, raise_on_missing_output=False)
     except (ConnectionError, RayStateApiException) as error:
         said = " ".join(str(error).split()).partition(". ")[0]
-        raise UserError(f"the Ray at {here} does not tell what runs on its nodes (a run's own has no dashboard): {said}") from None
+        raise UserError(
+            f"the Ray at {here} does not tell what runs on its nodes (a run's own has no dashboard): {said}"
+        ) from None
     for actor in actors:
         kind = "retrieval replica" if actor.class_name.startswith(REPLICA) else KINDS.get(actor.class_name)
         if kind is not None:

@@ -27,7 +27,7 @@ from medr3.observe.alerts import ALERTS
 from medr3.ops import doctor
 from medr3.ops.connection import connect, token_source
 from medr3.ops.control import resize
-from medr3.ops.jobs import environment, submit_entrypoint
+from medr3.ops.jobs import environment, submit_entrypoint, training_command
 from medr3.ops.nodes import NodeReport, find_node
 from medr3.ops.relay import answer
 from medr3.ops.telling import status_lines
@@ -378,3 +378,11 @@ def test_the_page_names_commands_and_files_that_there_are() -> None:
     assert set(re.findall(r"`medr3 ([a-z]+)", page)) <= known
     named = set(re.findall(r"(?:deploy|tests|docs|medr3)/[\w./-]+\.(?:py|yaml|sh|md)|deploy/Containerfile", page))
     assert named and all((ROOT / name).exists() for name in named - {"docs/transcripts/cluster.md"})
+
+
+def test_a_fork_is_submitted_with_the_path_that_the_nodes_see() -> None:
+    words = ["submit", "configs/demo.yaml", "--address", "http://127.0.0.1:9", "run.folder=/shared/fork", "--fork", "runs/a@4"]
+    refused = CliRunner().invoke(app, words).exception
+    assert isinstance(refused, UserError) and str(refused).startswith("--fork runs/a@4: the cluster does not see this folder")
+    assert training_command("c.yaml", [], "/runs/a@4", new_index=True).endswith("--resume auto --fork /runs/a@4 --new-index")
+    assert "--fork" not in training_command("c.yaml", [])
