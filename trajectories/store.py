@@ -30,6 +30,7 @@ COMPACTED = 32  # steps of a large file: a run of 10,000 steps leaves some 300 f
 LARGE_BYTES = 64 * 2**20  # a step's file of this size is worth a file of its own, and not worth being written twice
 
 _NAME = re.compile(r"step-(\d{6,})(?:-(\d{6,}))?-generation-(\d+)\.parquet")
+UNFINISHED = ".unfinished"
 SHOWN_CHARACTERS = 300  # of what Arrow says about a file
 _STEPS = b"medr3.steps"  # in the footer of a large file: the step of each row group
 
@@ -114,6 +115,8 @@ class TrajectoryStore:
     def __init__(self, folder: Path | str) -> None:
         self.folder = Path(folder)
         self.folder.mkdir(parents=True, exist_ok=True)
+        for left in self.folder.glob(f"step-*{UNFINISHED}"):  # by a writer that was killed; its step may never be written again
+            left.unlink()
 
     def write(self, step: int, generation: int, groups: Iterable[pa.Table]) -> Path:
         """Writes the groups that ended with this step, as `with_ending` made them. A crash leaves the whole file or none."""
@@ -123,7 +126,7 @@ class TrajectoryStore:
                 raise FileExistsError(f"store: {name.path} has step {step}; a step is stored once per generation")
         # An empty table first: a step without any group is a file without rows, not an error.
         table = pa.concat_tables([STORED_SCHEMA.empty_table(), *groups])
-        unfinished = path.with_suffix(".unfinished")
+        unfinished = path.with_suffix(UNFINISHED)
         pq.write_table(table, unfinished, compression="zstd")
         _commit(unfinished, path)
         return path
@@ -147,7 +150,7 @@ class TrajectoryStore:
     def _join(self, small: list[StoredStep]) -> Path:
         first, last = small[0], small[-1]
         path = self.folder / f"step-{first.step:06d}-{last.step:06d}-generation-{first.generation}.parquet"
-        unfinished = path.with_suffix(".unfinished")
+        unfinished = path.with_suffix(UNFINISHED)
         with pq.ParquetWriter(unfinished, STORED_SCHEMA, compression="zstd") as writer:
             for stored in small:
                 rows = stored.read()

@@ -104,9 +104,11 @@ def test_a_step_is_stored_once_per_generation(tmp_path: Path) -> None:
         store.write(1, 1, [])
 
 
-def test_a_crash_while_writing_leaves_no_step(tmp_path: Path) -> None:
+def test_a_crash_while_writing_leaves_no_step_and_the_next_writer_no_half_file(tmp_path: Path) -> None:
     (tmp_path / "step-000001-generation-1.unfinished").write_bytes(b"PAR1 half a file")
     assert read(tmp_path).num_rows == 0
+    TrajectoryStore(tmp_path)
+    assert not list(tmp_path.iterdir())
 
 
 def test_rows_of_another_schema_are_refused() -> None:
