@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 
 from medr3.chaos.evidence import DriverLife, Injected, recovery_s
 from medr3.chaos.faults import KINDS, NoTarget
@@ -52,10 +53,12 @@ class Conductor:
         """All faults in order; returns when the run has ended, or has paused when it was asked to."""
         self._start()
         for fault in faults:
-            self._await_moment(fault)
-            if self._over:
-                return
-            self._inject(fault)
+            done = False
+            while not done:
+                self._await_moment(fault)
+                if self._over:
+                    return
+                done = self._inject(fault)
         if stops:
             self.scene.ask_to_stop()
         self._until(lambda: self._over, PATIENCE_S, "the end of the run")
@@ -84,11 +87,18 @@ class Conductor:
     # --- a fault
 
     def _await_moment(self, fault: Scheduled) -> None:
-        if fault.after_event != STARTED:
-            known = len(self.scene.events())
-            self._until(lambda: self._is_time(fault, known), PATIENCE_S, f"the moment of fault {fault.number} ({fault.kind})")
-        over = time.monotonic() + fault.delay_s
-        self._until(lambda: time.monotonic() >= over, PATIENCE_S, "a delay")
+        starts = -1
+        while self.scene.starts != starts and not self._over:  # a driver that ended within the delay: the new one trains first
+            self._look_after_driver()
+            starts = self.scene.starts
+            if fault.after_event != STARTED:
+                known = len(self.scene.events())
+                self._until(
+                    partial(self._is_time, fault, known), PATIENCE_S, f"the moment of fault {fault.number} ({fault.kind})"
+                )
+                starts = self.scene.starts
+            over = time.monotonic() + fault.delay_s
+            self._until(partial(_is_past, over), PATIENCE_S, "a delay")
 
     def _is_time(self, fault: Scheduled, known: int) -> bool:
         events = self.scene.events()
@@ -102,16 +112,19 @@ class Conductor:
             return False
         return fault.after_event is None or any(event.kind == fault.after_event for event in events[known:])
 
-    def _inject(self, fault: Scheduled) -> None:
+    def _inject(self, fault: Scheduled) -> bool:
+        """Whether it is dealt with; not, where the driver was about to end of an earlier fault and had nothing left to hit."""
         kind, starts = KINDS[fault.kind], self.scene.starts
         limit_s = max(kind.limit_s, STARTS_TO_RECOVER * self.usual_start_s)
         self._doomed = kind.ends_driver != "never"
         try:
             target = self._hit(fault)
         except (NoTarget, RuntimeError, subprocess.TimeoutExpired) as error:
-            self.say(f"  fault {fault.number}, {fault.kind}: could not be done: {error}")
             self._doomed = False
-            return
+            if self.scene.ended() not in (None, 0):
+                return False
+            self.say(f"  fault {fault.number}, {fault.kind}: could not be done: {error}")
+            return True
         self.say(f"  fault {fault.number}, {fault.kind}: {target}")
         if kind.ends_driver == "always":
             with suppress(TooLate):  # then it outlived what it was not asked to outlive
@@ -127,6 +140,7 @@ class Conductor:
         )  # fmt: skip
         if recovered is not None:
             self.say(f"    recovered after {recovered:.1f} s")
+        return True
 
     def _hit(self, fault: Scheduled) -> str:
         until = time.monotonic() + TARGET_S
@@ -191,6 +205,10 @@ class Conductor:
         pid = self.scene.process.pid
         found = [each for each in self.scene.watcher.samples if each.pid == pid and steps[0] < each.at <= steps[-1]]
         return [(found[0].descriptors, found[-1].descriptors)] if len(found) > 1 else []
+
+
+def _is_past(moment: float) -> bool:
+    return time.monotonic() >= moment
 
 
 def _trained(events: list[Event]) -> list[Event]:

@@ -174,6 +174,7 @@ def _fill_store(scene: Scene, fault: Scheduled) -> str:
 def _fill_disk(scene: Scene, fault: Scheduled) -> str:
     filler, seconds = scene.run_folder / "filler", fault.seconds or 8.0
     filled = _fill(filler)
+    scene.struck_at = time.time()  # what was trained while it was being filled has survived nothing
     try:
         time.sleep(seconds)
     finally:

@@ -12,6 +12,7 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
+from typing import Annotated
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -22,6 +23,8 @@ from security.yaml_files import read_yaml
 # By default a fault comes so long after the run recovered from the one before: from the middle of a step to a few steps later.
 DELAY_S = (0.2, 4.0)
 KILLS = "kills"
+MOST_DRAWN = 1_000  # faults of one run: at a minute each they take most of a day
+Seconds = Annotated[float, Field(ge=0, le=86_400)]
 STARTED = "started"  # no event of the run's own: its driver was started
 
 
@@ -36,8 +39,8 @@ class FaultPlan(BaseModel):
     after_event: str | None = Field(
         default=None, description="right after the next such event, as checkpoint; started: the driver"
     )
-    delay_s: tuple[float, float] = DELAY_S
-    seconds: float | None = Field(default=None, gt=0, description="of those faults that last; none: as the kind has it")
+    delay_s: tuple[Seconds, Seconds] = DELAY_S
+    seconds: Seconds | None = Field(default=None, gt=0, description="of those faults that last; none: as the kind has it")
     settle: bool = Field(default=True, description="false: the next one does not wait until the run has recovered")
 
 
@@ -57,7 +60,7 @@ class RunPlan(BaseModel):
     )
     disk_mib: int | None = Field(default=None, ge=16, description="the run's folder is a disk of this size; needs root")
     faults: list[FaultPlan] = []
-    draw: int = Field(default=0, ge=0)
+    draw: int = Field(default=0, ge=0, le=MOST_DRAWN)
     kinds: list[str] = []
     stops: bool = Field(
         default=False, description="after its last fault the run is asked to pause, as SIGTERM does; false: it ends"
@@ -123,7 +126,10 @@ def read_plan(path: Path, kinds: Collection[str]) -> Plan:
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"]))
-        raise UserError(f"{path}: {where + ': ' if where else ''}{first['msg']}") from None
+        said = " ".join(f"{where + ': ' if where else ''}{first['msg']}".split())
+        raise UserError(f"{path}: {said}") from None
+    except (ValueError, RecursionError) as error:  # no UTF-8, a date that is none, nested without end
+        raise UserError(f"{path}: is no YAML: {' '.join(str(error).split())[:200]}") from None
     for run in plan.runs:
         for name in [*(fault.kind for fault in run.faults), *run.kinds]:
             if name not in kinds:

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -20,7 +21,7 @@ from typer.testing import CliRunner
 from medr3.chaos import conductor as conducting
 from medr3.chaos.conductor import Conductor, RunFailed
 from medr3.chaos.evidence import start_s
-from medr3.chaos.faults import KINDS
+from medr3.chaos.faults import KINDS, NoTarget
 from medr3.chaos.plan import Plan, RunPlan, Scheduled, kills, read_plan, schedule
 from medr3.chaos.processes import Sample, Watcher, below, role_of
 from medr3.chaos.runner import _stored_twin, make_runs
@@ -30,6 +31,7 @@ from medr3.cli import app
 from medr3.config import load
 from medr3.errors import UserError
 from tests.chaos_run import make_run
+from trajectories.events import EventKind
 
 ROOT = Path(__file__).parents[2]
 PLANS = sorted(path for path in (ROOT / "configs" / "chaos").glob("*.yaml") if path.name != "run.yaml")
@@ -249,6 +251,36 @@ def test_a_stopped_process_goes_on(tmp_path: Path) -> None:
     assert (stopped.driver_ended, killed.driver_ended) == (False, True)
     assert stopped.recovered_s is not None and stopped.recovered_s >= 0.5
     assert "for 0.5 s" in stopped.target
+
+
+def test_a_fault_that_meets_a_driver_which_is_about_to_end_waits_for_the_next_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    conductor, met = conductor_of(tmp_path / "run", 99, 99, 0), []
+
+    def end_first(scene: Scene, fault: Scheduled) -> str:
+        assert scene.process is not None
+        met.append(scene.starts)
+        scene.process.kill()
+        scene.process.wait()
+        if len(met) == 1:
+            raise NoTarget("nothing is left of it")
+        scene.struck_at = time.time()
+        return "the second one"
+
+    monkeypatch.setattr(conducting, "TARGET_S", 0.0)
+    monkeypatch.setitem(KINDS, "driver_killed", replace(KINDS["driver_killed"], inject=end_first))
+    monkeypatch.setattr(conducting, "RESUMABLE", (3, -9))
+    conductor.play([a_kill()])
+    assert met == [1, 2] and [fault.target for fault in conductor.faults] == ["the second one"]
+
+
+def test_a_driver_that_ends_before_a_fault_is_due_is_replaced_by_one_that_trains(tmp_path: Path) -> None:
+    conductor = conductor_of(tmp_path / "run", 3, 99, 0)
+    conductor.play([a_kill(delay_s=1.0)])
+    assert [life.code for life in conductor.lives] == [3, -9, 0]
+    resumed = [event.time for event in conductor.scene.events() if event.kind is EventKind.RESUMED]
+    assert conductor.faults[0].at - resumed[0] > 1.0, "its delay begins when the new one trains"
 
 
 def test_a_run_is_asked_to_pause_after_its_last_fault(tmp_path: Path) -> None:
