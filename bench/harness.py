@@ -17,7 +17,7 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from multiprocessing.connection import Connection
-from multiprocessing.context import SpawnProcess
+from multiprocessing.context import ForkServerContext, ForkServerProcess, SpawnContext, SpawnProcess
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -127,10 +127,15 @@ class Children:
     long as the slowest child says.
     """
 
-    def __init__(self, target: Callable[..., Callable[[], float]], *arguments: Any, count: int = 1) -> None:
-        context = multiprocessing.get_context("spawn")  # a fork would share this process's threads and its memory
+    def __init__(
+        self, target: Callable[..., Callable[[], Any]], *arguments: Any, count: int = 1, preloaded: bool = False
+    ) -> None:
+        # A fork of this process would share its threads and its memory; one of the fork server has what that was told to preload.
+        context: SpawnContext | ForkServerContext = (
+            multiprocessing.get_context("forkserver") if preloaded else multiprocessing.get_context("spawn")
+        )
         self._pipes: list[Connection] = []
-        self._processes: list[SpawnProcess] = []
+        self._processes: list[SpawnProcess | ForkServerProcess] = []
         for number in range(count):
             here, there = context.Pipe()
             process = context.Process(target=_serve, args=(there, target, (number, *arguments)), daemon=True)
@@ -142,9 +147,13 @@ class Children:
             pipe.recv()  # all are set up before the first step is timed
 
     def step(self) -> float:
+        return max(map(float, self.answers()))
+
+    def answers(self) -> list[Any]:
+        """What each child's step says, where that is more than its seconds."""
         for pipe in self._pipes:
             pipe.send("step")
-        return max(float(pipe.recv()) for pipe in self._pipes)
+        return [pipe.recv() for pipe in self._pipes]
 
     def close(self) -> None:
         for pipe in self._pipes:
@@ -153,7 +162,7 @@ class Children:
             process.join()
 
 
-def _serve(pipe: Connection, target: Callable[..., Callable[[], float]], arguments: tuple[Any, ...]) -> None:
+def _serve(pipe: Connection, target: Callable[..., Callable[[], Any]], arguments: tuple[Any, ...]) -> None:
     step = target(*arguments)
     try:
         pipe.send("ready")
@@ -178,14 +187,15 @@ def _measure_peak(_: int, prepare: Callable[..., Callable[[], object]], argument
 
     def run() -> float:
         Path("/proc/self/clear_refs").write_text("5")  # the peak is counted anew from here
-        before = _status("VmRSS")
+        before = status_bytes("VmRSS")
         step()
-        return float(_status("VmHWM") - before)
+        return float(status_bytes("VmHWM") - before)
 
     return run
 
 
-def _status(field: str) -> int:
+def status_bytes(field: str) -> int:
+    """Of this process, as Linux tells it: VmRSS is resident now, VmHWM was at its peak."""
     found = re.search(rf"{field}:\s+(\d+) kB", Path("/proc/self/status").read_text())
     assert found is not None, "Linux tells this of every process"
     return int(found[1]) * 1024

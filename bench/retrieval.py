@@ -49,7 +49,7 @@ def run(documents: int = DOCUMENTS, repetitions: int = 3) -> Result:
             dimensions=DIMENSIONS, factory="Flat", cache_entries=0, replica_cpus=threads, http_port=port, deadline_s=60.0
         )
         build_s = _build(folder, documents, config)
-        queries = _queries(documents)
+        queries = fresh_queries(documents)
         with _peer(str(folder), config, peer_port, threads), _service(folder, config) as handle:
             more_figures, more_ratios = _http(port, peer_port, queries, repetitions)  # first: its batches are counted
             figures, ratios = _library(folder, config, handle, queries, repetitions)
@@ -197,12 +197,12 @@ def _remembered(
 def _build(folder: Path, documents: int, config: RetrievalConfig) -> float:
     from retrieval_service.index import HybridIndex
 
-    texts = _texts(documents, seed=0)
+    texts = documents_of_words(documents, seed=0)
     made = (Document(id=f"d{number}", text=" ".join(words)) for number, words in enumerate(texts))
     return _timed(lambda: HybridIndex.build(made, folder, config))
 
 
-def _texts(count: int, seed: int) -> Iterator[list[str]]:
+def documents_of_words(count: int, seed: int) -> Iterator[list[str]]:
     """Words as frequent as in language: the r-th most frequent one in proportion to 1 / r."""
     import numpy as np
 
@@ -213,10 +213,10 @@ def _texts(count: int, seed: int) -> Iterator[list[str]]:
         yield [f"w{place:x}" for place in np.searchsorted(ends, numbers.random(_WORDS_OF_A_DOCUMENT))]
 
 
-def _queries(documents: int) -> Iterator[str]:
+def fresh_queries(documents: int) -> Iterator[str]:
     """Some words of a document, and never the same query twice."""
     chosen = random.Random(1)
-    texts = list(islice(_texts(documents, seed=0), 20_000))
+    texts = list(islice(documents_of_words(documents, seed=0), 20_000))
     number = 0
     while True:
         words = chosen.sample(chosen.choice(texts), _WORDS_OF_A_QUERY)

@@ -14,12 +14,14 @@ from bench.harness import Result, machine, table
 
 # What `make bench` runs, in this order: cheap ones first, so that a mistake shows early. Curves and simulation have no seconds in them.
 NAMES = (
-    "ledger", "trajectories", "rewards", "judge", "weights", "learner", "rollout", "retrieval", "startup", "end-to-end", "limits",
+    "ledger", "trajectories", "rewards", "judge", "weights", "learner", "rollout", "retrieval", "growth", "startup", "end-to-end",
+    "limits",
 )  # fmt: skip
 # Arguments of `run` that make it short.
 SHORT: Mapping[str, Mapping[str, Any]] = {
     "curves": {"count": 100, "phases": 30},
     "end-to-end": {"steps": 6, "rounds": 1, "peer_steps": 1},
+    "growth": {"short": True},
     "judge": {"requests": 300, "warm_up": 64},
     "learner": {"short": True},
     "limits": {"rounds": 2},

@@ -23,6 +23,7 @@ BENCHMARKS = {
     "curves": "the plateau and collapse rules on synthetic curves",
     "data": "reading, checking and building data sets",
     "end-to-end": "complete training steps, beside TRL's with --peer",
+    "growth": "how cost and memory grow with corpus, context, group size, stored steps and engines",
     "judge": "what the judge's client adds to its server's time",
     "learner": "packing, arithmetic, two workers, memory; beside TRL's learner step with --peer",
     "ledger": "what accounting for a group costs",
@@ -76,6 +77,27 @@ def all_(
     if unknown := [name for name in names if name not in BENCHMARKS]:
         raise UserError(f"--only: no such benchmark: {', '.join(unknown)}; there are {', '.join(BENCHMARKS)}")
     raise typer.Exit(run_all(names, out, short=short, peer=peer))
+
+
+@bench.command("time-to-reward")
+def time_to_reward(
+    runs: Annotated[
+        list[Path], typer.Argument(metavar="RUN [RUN]...", help="run folders; the first is compared with the others")
+    ],
+    accuracy: Annotated[float, typer.Option(min=0.0, max=1.0, help="of held-out probes")] = 0.8,
+    phase: Annotated[str, typer.Option(help="whose questions count; those of the first run's last phase if left out")] = "",
+    as_json: Json = False,
+) -> None:
+    """Tell from ended runs how many tokens, steps and seconds they took to a held-out accuracy."""
+    from bench.harness import table
+    from bench.time_to_reward import RunRefused
+    from bench.time_to_reward import run as compare_runs
+
+    try:
+        measured = compare_runs(runs, accuracy, phase)
+    except RunRefused as error:
+        raise UserError(str(error)) from None
+    print(json.dumps({**measured, "benchmark": "time-to-reward", "short": False}) if as_json else table(measured))
 
 
 def _measure(name: str, short: bool, as_json: bool, peer: Path | None = None) -> None:

@@ -119,7 +119,7 @@ def test_every_benchmark_takes_the_arguments_that_make_it_short_and_its_peer(nam
     assert set(NAMES) <= BENCHMARKS.keys()
 
 
-@pytest.mark.parametrize("module", ["compare", "harness", "limits", "processor_time", "startup"])
+@pytest.mark.parametrize("module", ["compare", "growth", "harness", "limits", "processor_time", "startup", "time_to_reward"])
 def test_examples(module: str) -> None:
     found = doctest.testmod(import_module(f"bench.{module}"), optionflags=doctest.NORMALIZE_WHITESPACE)
     assert found.attempted > 0
