@@ -137,8 +137,9 @@ class TrajectoryStore:
         Killed at any moment, it leaves every row readable exactly once, and the next call removes what it left behind.
         """
         self._remove_superseded()
-        small = [stored for stored in stored_steps(self.folder) if stored.row_group is None]
-        small = [stored for stored in small if stored.path.stat().st_size < LARGE_BYTES]
+        names = [name for name in _names(self.folder) if not name.large and name.path.stat().st_size < LARGE_BYTES]
+        small = [StoredStep(name.first, name.generation, name.path) for name in names]
+        small.sort(key=lambda stored: (stored.generation, stored.step))
         made = []
         for _, each in groupby(small, key=lambda stored: stored.generation):
             of_generation = list(each)
@@ -160,10 +161,16 @@ class TrajectoryStore:
         return path
 
     def _remove_superseded(self) -> None:
-        for name in _names(self.folder):
-            if name.large:
-                for step in name.steps():
-                    (self.folder / f"step-{step:06d}-generation-{name.generation}.parquet").unlink(missing_ok=True)
+        """Opens only large files in whose range a small one lies: this comes after every step, however many there were."""
+        names = _names(self.folder)
+        small = [name for name in names if not name.large]
+        for name in names:
+            within = [each for each in small if name.large and each.generation == name.generation]
+            within = [each for each in within if name.first <= each.first <= name.last]
+            repeated = set(name.steps()) if within else set()
+            for each in within:
+                if each.first in repeated:
+                    each.path.unlink(missing_ok=True)
 
 
 class _Name(NamedTuple):

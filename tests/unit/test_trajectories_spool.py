@@ -9,9 +9,10 @@ import sys
 import threading
 from collections import Counter
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -67,6 +68,35 @@ def test_compaction_changes_files_and_nothing_else(tmp_path: Path) -> None:
     assert not store.compact(FEW)
     with pytest.raises(FileExistsError, match="has step 2; a step is stored once per generation"):
         store.write(2, 1, [])
+
+
+def test_a_compaction_does_not_open_what_earlier_ones_joined(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It comes after every step: if it read all large files each time, a run's cost would grow with the square of its steps."""
+    store, opened = filled(tmp_path, 5 * FEW), []
+    store.compact(FEW)
+    filled(tmp_path, 1, generation=2)
+
+    class Counted(pq.ParquetFile):  # type: ignore[misc]
+        def __init__(self, source: Path, *arguments: object, **named: object) -> None:
+            opened.append(Path(source).name)
+            super().__init__(source, *arguments, **named)
+
+    monkeypatch.setattr(pq, "ParquetFile", Counted)
+    assert not store.compact(FEW)
+    assert not opened
+
+
+def test_a_small_file_stays_where_no_large_one_has_its_step(tmp_path: Path) -> None:
+    """A step may have been left out when its neighbours were joined, for its file was large enough then."""
+    store = filled(tmp_path, FEW + 1)
+    left_out = tmp_path / "step-000002-generation-1.parquet"
+    kept = tmp_path / "kept"
+    left_out.rename(kept)
+    store.compact(FEW)
+    kept.rename(left_out)
+    assert [stored.step for stored in stored_steps(tmp_path)] == [1, 2, 3, 4, 5]
+    store.compact(FEW)
+    assert left_out.exists()
 
 
 def test_a_listed_step_is_read_although_it_was_compacted_meanwhile(tmp_path: Path) -> None:
@@ -286,3 +316,23 @@ def test_a_failure_to_write_ends_the_run_at_the_next_step(tmp_path: Path) -> Non
         recorder.sync()
     with pytest.raises(FileExistsError):
         recorder.close()
+
+
+def test_rows_that_were_not_stored_are_no_manifest_s_although_a_later_step_s_were(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recorder = Recorder(tmp_path, 1)
+    real, go_on = recorder._store.write, threading.Event()
+
+    def write(step: int, *rest: Any) -> Path:
+        go_on.wait(10)
+        if step == 1:
+            raise OSError(28, "No space left on device")
+        return real(step, *rest)
+
+    monkeypatch.setattr(recorder._store, "write", write)
+    recorder.step(1, [], [])
+    recorder.step(2, [], [])
+    go_on.set()
+    with pytest.raises(OSError, match="No space"):
+        recorder.sync()
