@@ -31,7 +31,7 @@ class JsonApi:
         missing = [variable for variable in config.header_variables.values() if variable not in os.environ]
         if missing:
             raise ValueError(f"environment variable {missing[0]} is not set on this machine")
-        self._headers = {name: hide(os.environ[variable]) for name, variable in config.header_variables.items()}
+        self._headers = {name: _key(variable) for name, variable in config.header_variables.items()}
 
     async def call(self, arguments: str, question: Question) -> ToolAnswer:
         if not arguments.strip():
@@ -132,3 +132,11 @@ def _filled(template: Json, query: str, k: int) -> Json:
 def _sound(text: str) -> str:
     """JSON may carry halves of characters, which neither Arrow nor a tokenizer takes."""
     return text.encode("utf-8", "replace").decode("utf-8")
+
+
+def _key(variable: str) -> str:
+    """What a header may hold: an HTTP library's error would show anything else."""
+    value = os.environ[variable].strip()
+    if not value.isascii() or not value.isprintable() or not value:
+        raise ValueError(f"environment variable {variable} holds no key on this machine")
+    return hide(value)

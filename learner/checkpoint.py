@@ -12,8 +12,6 @@ dead rank can block nobody, and there is no second process group to keep in step
 
 from __future__ import annotations
 
-import json
-import os
 from collections.abc import Callable
 from pathlib import Path
 from threading import Thread
@@ -22,7 +20,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from learner.checkpoint_folder import STATE, CheckpointRefused, rank_files, read_state, unfinished
+from learner.checkpoint_folder import CheckpointRefused, rank_files, read_state, unfinished, write_state
 from learner.placement import first_row, local_rows
 from learner.state_hash import state_hash
 from learner.tensor_files import Entry, TensorFiles, write_tensors
@@ -80,10 +78,7 @@ class CheckpointWriter:
             write_tensors(rank_files(written, state["ranks"])[rank], entries)
             if rank == 0:
                 state["hash"] = state_hash(self._copy)  # of this rank's rows; a resume tells what it loaded
-                with (written / STATE).open("w", encoding="utf-8") as file:
-                    json.dump(state, file)
-                    file.flush()
-                    os.fsync(file.fileno())
+                write_state(written, state)
         except Exception as error:  # a thread has nobody to raise to: the reason travels as text
             failure = f"checkpoint {folder}: {type(error).__name__}: {' '.join(str(error).split())}"
         self._done(str(folder), failure)

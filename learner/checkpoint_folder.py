@@ -15,10 +15,12 @@ import os
 from pathlib import Path
 from typing import Any
 
+from xxhash import xxh3_128_hexdigest
+
 from learner.checked_file import damage
 from trajectories.durable import sync
 
-STATE = "state.json"
+STATE, CHECKSUM = "state.json", "checksum"
 UNFINISHED = ".unfinished"
 
 
@@ -33,26 +35,49 @@ def unfinished(folder: Path) -> Path:
 
 def rank_files(folder: Path, ranks: int) -> list[Path]:
     """The tensors of a checkpoint, by rank."""
-    return [folder / f"rank-{rank:05d}-of-{ranks:05d}.safetensors" for rank in range(ranks)]
+    return [_rank_file(folder, rank, ranks) for rank in range(ranks)]
+
+
+def _rank_file(folder: Path, rank: int, ranks: int) -> Path:
+    return folder / f"rank-{rank:05d}-of-{ranks:05d}.safetensors"
 
 
 def read_state(folder: Path) -> dict[str, Any]:
     """What a complete checkpoint says of itself."""
     try:
-        state: dict[str, Any] = json.loads((folder / STATE).read_bytes())
+        state = json.loads((folder / STATE).read_bytes())
     except FileNotFoundError:
         raise CheckpointRefused(f"no checkpoint in {folder}: it has no {STATE}; resume from a folder of checkpoints/") from None
     except (ValueError, RecursionError):
-        raise CheckpointRefused(f"{folder / STATE} is cut off or changed: resume from another checkpoint") from None
+        raise _changed(folder) from None
+    if not isinstance(state, dict) or state.pop(CHECKSUM, None) not in (None, _checksum(state)):
+        raise _changed(folder)
     return state
+
+
+def write_state(folder: Path, state: dict[str, Any]) -> None:
+    """What a checkpoint says of itself, with a checksum of its own; on disk when this returns."""
+    with (folder / STATE).open("w", encoding="utf-8") as file:
+        json.dump({CHECKSUM: _checksum(state), **state}, file)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _checksum(state: dict[str, Any]) -> str:
+    return xxh3_128_hexdigest(json.dumps(state, sort_keys=True).encode())
+
+
+def _changed(folder: Path) -> CheckpointRefused:
+    return CheckpointRefused(f"{folder / STATE} is cut off or changed: resume from another checkpoint")
 
 
 def check_whole(folder: Path) -> None:
     """Every file that it speaks of is there with the bytes that were written; what it was made of is checked when it is loaded."""
     ranks = read_state(folder).get("ranks")
     if not isinstance(ranks, int) or ranks < 1:
-        raise CheckpointRefused(f"{folder / STATE} is cut off or changed: resume from another checkpoint")
-    for path in rank_files(folder, ranks):
+        raise _changed(folder)
+    for rank in range(ranks):  # one after the other: the number may be any
+        path = _rank_file(folder, rank, ranks)
         if problem := damage(path):
             raise CheckpointRefused(f"{path} {problem}: resume from another checkpoint")
 

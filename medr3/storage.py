@@ -24,6 +24,7 @@ import xxhash
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from medr3.errors import UserError
+from trajectories.durable import sync
 
 T = TypeVar("T")
 
@@ -116,6 +117,11 @@ class Mirror:
         names = sorted((name for name in self._names() if name.startswith(f"{INVENTORY}-")), reverse=True)
         return next(filter(None, map(self._read_inventory, names)), None)
 
+    @property
+    def lost(self) -> bool:
+        """Whether inventories are here and none is whole: what they named may be whole all the same."""
+        return self.newest() is None and any(name.startswith(f"{INVENTORY}-") for name in self._names())
+
     def send(self, run_folder: Path, state: State) -> None:
         """Everything that changed since, then the inventory, then what nobody needs any longer is removed."""
         known = self._known or self.newest()
@@ -128,7 +134,7 @@ class Mirror:
         while new := [path for path in _files_of(run_folder, state) if path not in sent]:
             for path in new:
                 sent[path] = self._send_file(run_folder, path, have.get(path), f"{VERSIONS}/{name}/{path}")
-        if state.checkpoints and not any(stored and path.startswith(state.checkpoints[-1]) for path, stored in sent.items()):
+        if state.checkpoints and not _all_sent(run_folder, state.checkpoints[-1], sent):
             raise StorageFailed(f"{run_folder / state.checkpoints[-1]} went before it was sent to {self.url}")
         files = [self._send_bytes(f"{VERSIONS}/{name}/{MANIFEST}", MANIFEST, state.manifest), *filter(None, sent.values())]
         inventory = Inventory(run_id=state.run_id, step=state.step, generation=state.generation, files=files).sealed()
@@ -143,6 +149,7 @@ class Mirror:
             raise StorageFailed(f"{self.url} holds no run")
         for stored in sorted(inventory.files, key=lambda stored: stored.path == MANIFEST):
             target = run_folder / _safe(stored.path)
+            _refuse_outside(stored.key)
             if not _is(target, stored):
                 self._tried(f"fetch {stored.path}", partial(self._fetch_one, stored, target))
         self._known = inventory
@@ -221,6 +228,7 @@ class Mirror:
         if digest.hexdigest() != stored.checksum:
             raise OSError(f"{stored.key} is not what was sent as {stored.path}")
         os.replace(unfinished, target)
+        sync(target.parent)
 
     def _read_inventory(self, name: str) -> Inventory | None:
         """None for one that was cut off; any other failure is one, for the state that it names may be the last."""
@@ -295,6 +303,12 @@ def _below(run_folder: Path, folder: str) -> list[str]:
     return [path.relative_to(run_folder).as_posix() for path in paths]
 
 
+def _all_sent(run_folder: Path, checkpoint: str, sent: dict[str, Stored | None]) -> bool:
+    """Whether a checkpoint is whole in the second place: none of its files went before its turn came."""
+    stored = {path for path, stored in sent.items() if stored and path.startswith(f"{checkpoint}/")}
+    return bool(stored) and stored == set(_below(run_folder, checkpoint))
+
+
 def _lasts(path: str) -> bool:
     first = path.partition("/")[0]
     return first in LASTING or (first == ROWS and path.endswith(LASTING_ROWS))
@@ -307,6 +321,13 @@ def _safe(path: str) -> Path:
     if not parts or parts[0] not in known or ".." in parts or "\\" in path or "\0" in path:
         raise StorageFailed(f"the inventory names {path!r}, which no run has: it is not of this system")
     return Path(*parts)
+
+
+def _refuse_outside(key: str) -> None:
+    """An object of the run lies below the URL."""
+    parts = PurePosixPath(key).parts
+    if not parts or parts[0] == "/" or ".." in parts or "\0" in key:
+        raise StorageFailed(f"the inventory names the object {key!r}, which lies elsewhere: it is not of this system")
 
 
 def _is(target: Path, stored: Stored) -> bool:

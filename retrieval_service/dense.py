@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from retrieval_service.exact import ExactSearch
+from retrieval_service.manifest import IndexRefused
 from retrieval_service.ranking import NOTHING, Ranking
 from retrieval_service.types import LARGEST_K
 from retrieval_service.vectors import DENSE_FILE, Floats, VectorShards, exact_vectors
@@ -76,6 +77,8 @@ class DenseIndex:
         try:
             # Memory-mapped: replicas of a machine share the pages, and what no search looks at is never read.
             index = faiss.read_index(str(folder / FILE), faiss.IO_FLAG_MMAP_IFC)
+        except MemoryError as error:  # a length in the file, whatever its writer wrote
+            raise ValueError("FAISS cannot read it: it claims more than memory holds") from error
         except RuntimeError as error:
             raise ValueError(f"FAISS cannot read it: {_reason(error)}") from error
         if index.metric_type != faiss.METRIC_INNER_PRODUCT:
@@ -119,6 +122,10 @@ class DenseIndex:
         parameters = self._parameters(self._index, selector)
         raw, rows = self._index.search(vectors, min(places, stop - start), params=parameters)
         del bits  # FAISS reads them through a pointer: they must live until here
+        if rows.size and (
+            rows.max() >= self._index.ntotal or rows.min() < NOTHING
+        ):  # ids stand in the file as its writer chose
+            raise IndexRefused(f"{FILE} names rows that the index does not have; build the index again")
         if self._vectors is not None:
             for query, found in enumerate(rows):  # one by one: a hundred vectors of each lie far apart on the disk
                 raw[query] = self._vectors[found] @ vectors[query]

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
+from functools import lru_cache
 from typing import Any
+from urllib.parse import quote, quote_plus
 
 HIDDEN = "[secret]"
 SHORTEST = 8  # characters; what is shorter is a word that texts hold for other reasons
@@ -102,4 +105,15 @@ def _without(values: list[str], value: Any) -> Any:
 def _values() -> list[str]:
     """The longest first: one may be a part of another."""
     named = {value for name, value in os.environ.items() if len(value) >= SHORTEST and _VARIABLE.search(name)}
-    return sorted(named | _known, key=len, reverse=True)
+    return sorted({spelled for value in named | _known for spelled in _spellings(value)}, key=len, reverse=True)
+
+
+@lru_cache(maxsize=1_000)
+def _spellings(value: str) -> frozenset[str]:
+    """A secret as texts may hold it: trimmed, in one line, quoted by Python or JSON, escaped for an address."""
+    trimmed = value.strip()
+    quoted = {quote(trimmed, safe, errors="replace") for safe in ("/", "")} | {quote_plus(trimmed, errors="replace")}
+    shown = {repr(trimmed)[1:-1], repr(trimmed.encode(errors="replace"))[2:-1]}
+    dumped = {json.dumps(trimmed, ensure_ascii=ensure)[1:-1] for ensure in (True, False)}
+    spelled = {value, trimmed, " ".join(value.split())} | quoted | shown | dumped
+    return frozenset(each for each in spelled if len(each) >= SHORTEST)

@@ -97,6 +97,7 @@ BAD: dict[str, list[Bad]] = {
         _train("a model of a size that cannot be told", "model.path=damaged-model"),
         Bad("a model that no GPU of this size holds", f"train {DEMO} {LARGE}", 2),
         Bad("an index that is not there", f"train {DEMO} retrieval.index=nowhere run.folder=fresh"),
+        Bad("a run folder with somebody else's files", f"train {DEMO} run.folder=theirs"),
         Bad("a run folder that cannot be written", f"train {DEMO} run.folder=broken.yaml"),
         Bad("a port that is taken", f"train {DEMO} run.folder=fresh retrieval.http_port={PORT}"),
         Bad("a word of --resume that is no run", f"train {DEMO} --resume nowhere"),
@@ -329,6 +330,7 @@ def _runs(folder: Path) -> None:
         for file, text in texts.items():
             (folder / "runs" / name / file).write_text(text)
     shutil.copytree(demo, folder / "runs" / "damaged-rows", dirs_exist_ok=True)
+    (folder / "theirs" / "checkpoints").mkdir(parents=True)
     rows = sorted((folder / "runs" / "damaged-rows" / "trajectories").glob("*.parquet"))[0]
     rows.write_bytes(rows.read_bytes()[:-20])
 

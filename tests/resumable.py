@@ -58,6 +58,33 @@ class Life:
         self.log.append(EventKind.RUN_STARTED, run_id=config.run.name, generation=1, max_staleness=config.rollout.max_staleness)
         self.records: list[CheckpointRecord] = []
 
+    @classmethod
+    def resumed(cls, config: RunConfig, manifest: Manifest) -> Life:
+        """The next process's state, as `Course` restores it; nothing is written down."""
+        life = cls.__new__(cls)
+        life.config, life.generation = config, manifest.generation + 1
+        life.ledger, life.progress = Ledger(config.ledger_rules()), Progress.restored(manifest.progress)
+        life.sampler, life.controller = QuestionSampler(universe(), config.run.seed), Controller(config.curriculum)
+        life.ledger.restore(manifest.ledger)
+        life.sampler.restore(manifest.sampler)
+        life.controller.restore(manifest.controller)
+        life.records = list(manifest.checkpoints)
+        return life
+
+    def go_on(self) -> None:
+        """One step of the curriculum and of the ledger, as far as no engine is asked."""
+        if not self.controller.finished:
+            self.controller.observe(self.progress.step + 1, 0.5, {"reward/mean": 0.5})
+        for _ in range(min(2, self.ledger.capacity())):
+            group_id = self.progress.new_group_id()
+            question = self.sampler.next(
+                self.config.curriculum.phases, self.controller.phase_index, self.controller.steps_in_phase
+            )
+            self.ledger.admit(group_id, question.id, self.controller.phase.name, now=0.0)
+            self.roll_out(group_id)
+        state = [part.snapshot() for part in (self.ledger, self.sampler, self.controller)]
+        json.dumps([*state, self.progress.snapshot({})], allow_nan=False)
+
     def admit(self) -> str:
         group_id = self.progress.new_group_id()
         question = self.sampler.next(self.config.curriculum.phases, self.controller.phase_index, self.controller.steps_in_phase)

@@ -34,8 +34,7 @@ class Recorder:
         self._spool = Spool(folder, generation)
         self._appending = ThreadPoolExecutor(1, "spool")
         self._storing = ThreadPoolExecutor(1, "store")
-        self._written: Future[Path] | None = None  # of the last step
-        self._tidied: Future[None] | None = None
+        self._asked: list[tuple[Future[Path], Future[None]]] = []  # steps whose end nobody has looked at: each, its tidying
 
     def finished(self, rows: pa.Table, note: bytes = b"") -> Future[None]:
         """A group's rows, and what to remember with them; once the future is done, a crash of this process does not lose them."""
@@ -52,14 +51,14 @@ class Recorder:
     def step(self, step: int, groups: Sequence[pa.Table], ended: Sequence[str]) -> Future[Path]:
         """The rows of the groups that ended by this step; `ended` names those, with rows or without, that no resume can use."""
         self._raise_failure()
-        self._written = self._storing.submit(self._store.write, step, self._generation, groups)
-        self._tidied = self._storing.submit(self._tidy, self._written, list(ended))
-        return self._written
+        written = self._storing.submit(self._store.write, step, self._generation, groups)
+        self._asked.append((written, self._storing.submit(self._tidy, written, list(ended))))
+        return written
 
     def sync(self) -> None:
         """Waits until every step, and every group in the spool, is on the disk; called before a manifest that refers to them."""
-        if self._written is not None:
-            self._written.result()
+        for written, _ in self._asked:
+            written.result()
         self._appending.submit(self._spool.sync).result()
 
     def close(self) -> None:
@@ -70,8 +69,10 @@ class Recorder:
         self._raise_failure()
 
     def _raise_failure(self) -> None:
-        if self._tidied is not None and self._tidied.done():
-            self._tidied.result()  # which also raises what the step's own file came to
+        ended = [(written, tidied) for written, tidied in self._asked if tidied.done()]
+        for _, tidied in ended:
+            tidied.result()  # which also raises what the step's own file came to
+        self._asked = self._asked[len(ended) :]  # one thread: they end in order
 
     def _tidy(self, written: Future[Path], ended: list[str]) -> None:
         written.result()

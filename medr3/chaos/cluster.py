@@ -50,18 +50,18 @@ class Cluster:
             "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token),
             "RAY_USAGE_STATS_ENABLED": "0", "RAY_raylet_start_wait_time_s": "180", "RAY_agent_register_timeout_ms": "120000",
             "RAY_worker_niceness": "0", "RAY_ADDRESS": f"127.0.0.1:{port}",
-            **LOOPBACK,  # or Ray takes the loopback for another address, on which nothing listens
         }  # fmt: skip
-        own = {name: value for name, value in environment.items() if name != "RAY_ADDRESS"}
         head = _ray_start(
-            folder, own, "--head", f"--port={port}", f"--num-cpus={HEAD_CPUS}", "--dashboard-host=127.0.0.1",
+            ["ray"], folder, environment | LOOPBACK, "--head", f"--port={port}", f"--num-cpus={HEAD_CPUS}", "--dashboard-host=127.0.0.1",
             f"--dashboard-port={board}", f"--ray-client-server-port={client}", f"--temp-dir={folder}",
         )  # fmt: skip
-        cluster = cls(folder, environment, port, head)
+        joining = environment | LOOPBACK  # or Ray takes the loopback for another address, on which nothing listens
+        cluster = cls(folder, joining, port, head)
         try:
             until_answering(head, board, folder / "start.log")
             for _ in range(nodes):
                 cluster.add_node()
+                cluster.until_joined()  # two that start at once may take the same names in their common folder
         except BaseException:
             cluster.stop()
             raise
@@ -76,9 +76,10 @@ class Cluster:
 
     def add_node(self) -> None:
         """Ray looks for it by itself; whoever waits for its resources gets them when it is there."""
-        own = {name: value for name, value in self.environment.items() if name != "RAY_ADDRESS"}
+        own = {name: value for name, value in self.environment.items() if name not in LOOPBACK}  # with it Ray allows one node
         self.nodes.append(
             _ray_start(
+                [sys.executable, "-m", "medr3.chaos.loopback_node"],
                 self.folder,
                 own,
                 f"--address=127.0.0.1:{self.port}",
@@ -86,6 +87,15 @@ class Cluster:
                 f"--resources={json.dumps({SPOT: 1})}",
             )
         )
+
+    def until_joined(self) -> None:
+        """Until Ray knows every node; one that ended instead is told with its last words."""
+        deadline = time.monotonic() + UP_S
+        while len(json.loads(self._medr3("drain", "--json"))) <= len(self.nodes):
+            if any(node.poll() is not None for node in self.nodes) or time.monotonic() > deadline:
+                said = (self.folder / "start.log").read_text(encoding="utf-8", errors="replace").strip().splitlines()
+                raise RuntimeError(f"a node does not join the cluster: {said[-1] if said else 'it said nothing'}")
+            time.sleep(0.5)
 
     def lose_node(self, pick: float) -> str:
         """All processes of one node die at once; another node comes."""
@@ -134,16 +144,17 @@ def free_ports(count: int) -> list[int]:
     return ports
 
 
-def _ray_start(folder: Path, environment: dict[str, str], *words: str) -> subprocess.Popen[bytes]:
+def _ray_start(ray: list[str], folder: Path, environment: dict[str, str], *words: str) -> subprocess.Popen[bytes]:
     agent, agent_grpc, metrics = free_ports(3)
     common = [
         "--block", "--node-ip-address=127.0.0.1", f"--object-store-memory={STORE_BYTES}", f"--dashboard-agent-listen-port={agent}",
         f"--dashboard-agent-grpc-port={agent_grpc}", f"--metrics-export-port={metrics}",
     ]  # fmt: skip
     inherited = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    own = {name: value for name, value in environment.items() if name != "RAY_ADDRESS"}
     with (folder / "start.log").open("ab") as log:
         return subprocess.Popen(
-            ["ray", "start", *words, *common], env={**inherited, **environment}, stdout=log, stderr=subprocess.STDOUT,
+            [*ray, "start", *words, *common], env={**inherited, **own}, stdout=log, stderr=subprocess.STDOUT,
             start_new_session=True,
         )  # fmt: skip
 

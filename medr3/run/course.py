@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 
@@ -21,7 +22,7 @@ from medr3.observe.tracker import Tracker
 from medr3.redaction import redact_rows
 from medr3.run.journal import Journal
 from medr3.run.loop import TrainingLoop
-from medr3.run.manifest import Manifest, write_json
+from medr3.run.manifest import MANIFEST, Manifest, write_json
 from medr3.run.mirroring import send_last
 from medr3.run.progress import Progress
 from medr3.run.recovery import Recovery, recover
@@ -30,6 +31,7 @@ from medr3.run.resuming import next_generation
 from medr3.run.rollback import roll_back
 from medr3.run.sampler import QuestionSampler
 from medr3.run.services import Services, connect_ray, index_hash, prepare_index, prepare_model
+from medr3.run.snapshots import refuse_unknown_questions
 from medr3.run.state import RunState
 from medr3.run.watchdog import Watchdog
 from tasks.world import Universe
@@ -61,9 +63,15 @@ class Course:
         config, manifest, watchdog = self._config, self._manifest, self._watchdog
         universe = open_tasks(config)
         refuse_leaks(universe)
+        if manifest is not None:
+            refuse_unknown_questions(manifest, universe, config.run.folder / MANIFEST)
         journal = self._open_journal()
         terminal = self._terminal(journal)
-        try:
+        with ExitStack() as closing:  # each is closed, whatever a full disk lets another one say
+            if terminal is not None:
+                closing.callback(terminal.close)
+            for open_file in (journal.store, journal.events, journal.tracker):
+                closing.callback(open_file.close)
             journal.status(state="preparing", phase="", step=self._progress.step)
             with watchdog.stage("build index, start ray"):
                 folder, ready = await self._prepare(universe)
@@ -101,12 +109,6 @@ class Course:
             self._sum_up(state)
             await send_last(config, journal.say)
             return 0
-        finally:
-            journal.tracker.close()
-            journal.events.close()
-            journal.store.close()
-            if terminal is not None:
-                terminal.close()
 
     async def _prepare(self, universe: Universe) -> tuple[Path, dict[str, float]]:
         """The index's folder, and when it and Ray were ready: Ray starts meanwhile, and is whole before a refused index ends it."""

@@ -21,9 +21,10 @@ from learner.checkpoint_folder import CheckpointRefused, check_whole, unfinished
 from medr3.config import RunConfig
 from medr3.errors import UserError
 from medr3.ops.local import find_run
-from medr3.run.manifest import Manifest, Parent, open_manifest, write_manifest
+from medr3.run.manifest import MANIFEST, Manifest, Parent, open_manifest, write_manifest
 from medr3.run.resuming import CONFIG, MADE_OF, stored_config
 from medr3.run.settings import changes, forbidden
+from medr3.run.snapshots import refuse_damaged
 from trajectories.audit import EVENTS_FILE
 from trajectories.durable import sync
 from trajectories.events import EventKind, EventLog
@@ -80,6 +81,7 @@ def find_origin(fork: Fork, config: RunConfig) -> Origin:
     state = open_manifest(run / folder)
     if state is None:
         raise UserError(f"{fork}: {folder} has no manifest of its own: fork another step")
+    refuse_damaged(state, before, run / folder / MANIFEST)
     if lines := forbidden(before, config, new_index=fork.new_index):
         raise UserError("\n".join(f"{fork}: {line}" for line in lines))
     if state.controller["phase"] not in [phase.name for phase in config.curriculum.phases]:
@@ -96,7 +98,7 @@ def begin_fork(origin: Origin, config: RunConfig, *, new_index: bool = False) ->
         source = origin.parent / name
         if source.is_dir() and not (name == "index" and new_index):
             shutil.rmtree(folder / name, ignore_errors=True)
-            shutil.copytree(source, folder / name)
+            _copy(source, folder / name)
     _copy_checkpoint(origin.parent / state.checkpoint, folder / state.checkpoint)
     phases, record = [phase.name for phase in config.curriculum.phases], state.checkpoints[-1]
     open_groups = [group for group in state.ledger["open"] if group["phase"] in phases]
@@ -127,12 +129,24 @@ def begin_fork(origin: Origin, config: RunConfig, *, new_index: bool = False) ->
 
 
 def _copy_checkpoint(source: Path, target: Path) -> None:
-    """The parent may remove its own at any time."""
+    """Without the parent's manifest: a fork that is killed before its own is written must not be taken for the parent."""
     target.parent.mkdir(parents=True, exist_ok=True)
     shutil.rmtree(unfinished(target), ignore_errors=True)
-    shutil.copytree(source, unfinished(target))
+    _copy(source, unfinished(target), leave_out=MANIFEST)
     os.replace(unfinished(target), target)
     sync(target.parent)
+
+
+def _copy(source: Path, target: Path, leave_out: str = "") -> None:
+    """A folder, on the disk when this returns. The parent may go on meanwhile, and remove its own at any time."""
+    try:
+        shutil.copytree(source, target, ignore=shutil.ignore_patterns(leave_out))
+    except (FileNotFoundError, shutil.Error) as error:
+        if source.is_dir() and isinstance(error, shutil.Error):
+            raise
+        raise UserError(f"{source} went while it was copied: its run goes on, so fork a newer step") from None
+    for path in (*target.rglob("*"), target):
+        sync(path)
 
 
 def _begin_events(folder: Path, config: RunConfig, parent: Parent, state: Manifest, groups: list[dict[str, Any]]) -> int:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from xxhash import xxh3_128_hexdigest
 
 from medr3.errors import UserError
 from security.hiding import scrubbed
@@ -69,6 +70,7 @@ class Manifest(BaseModel):
     controller: dict[str, Any]
     progress: dict[str, Any]  # what the summary will tell: scores so far, phases left, seconds by stage
     forked_from: Parent | None = None  # of a run that began with another's weights
+    checksum: str = Field(default="", exclude=True)  # of the file alone: what is above as it was written
 
     @property
     def checkpoint(self) -> str:
@@ -89,12 +91,18 @@ def write_json(path: Path, value: object, *, exact: bool = False) -> None:
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:
     """Into a checkpoint's folder, or into the run's: from that moment on a resume starts here."""
-    write_json(folder / MANIFEST, manifest.model_dump(mode="json"), exact=True)
+    write_json(folder / MANIFEST, _sealed(manifest), exact=True)
 
 
 def manifest_bytes(manifest: Manifest) -> bytes:
     """As the file has it."""
-    return json.dumps(scrubbed(manifest.model_dump(mode="json")), indent=1, allow_nan=False).encode()
+    return json.dumps(_sealed(manifest), indent=1, allow_nan=False).encode()
+
+
+def _sealed(manifest: Manifest) -> dict[str, Any]:
+    """With a checksum, so that a flipped bit that is still JSON is no other state."""
+    content = manifest.model_dump(mode="json")
+    return {**content, "checksum": xxh3_128_hexdigest(json.dumps(content, sort_keys=True).encode())}
 
 
 def open_manifest(folder: Path) -> Manifest | None:
@@ -103,11 +111,16 @@ def open_manifest(folder: Path) -> Manifest | None:
     if not path.exists():
         return None
     try:
-        return Manifest.model_validate_json(path.read_bytes())
+        found = Manifest.model_validate_json(path.read_bytes())
+        if found.checksum and found.checksum != _sealed(found)["checksum"]:
+            raise UserError(f"{path}: has other content than was written; start anew with --resume never")
     except ValidationError as error:
         raise UserError(
             f"{path}: not a manifest of this version: {error.errors()[0]['msg']}; start anew with --resume never"
         ) from None
+    except (ValueError, RecursionError):  # halves of characters, and depths, that no run writes
+        raise UserError(f"{path}: has other content than was written; start anew with --resume never") from None
+    return found.model_copy(update={"checksum": ""})
 
 
 def worth_keeping(

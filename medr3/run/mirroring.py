@@ -16,6 +16,8 @@ from medr3.errors import UserError
 from medr3.run.manifest import MANIFEST, Manifest, manifest_bytes, open_manifest
 from medr3.storage import Mirror, State, StorageFailed
 
+# A sender that hangs outlives its course by a roll-back: a second one beside it would remove what the other sends.
+_SENDING = threading.Lock()
 GRACE_S = 110.0  # spot machines go two minutes after their notice
 
 
@@ -79,7 +81,8 @@ async def _beside(send: Callable[[Path, State], None], folder: Path, state: Stat
     def run() -> None:
         error: BaseException | None = None
         try:
-            send(folder, state)
+            with _SENDING:
+                send(folder, state)
         except BaseException as raised:  # raised again where it is awaited
             error = raised
         with suppress(RuntimeError):  # the loop has ended
@@ -102,6 +105,8 @@ def use_mirror(config: RunConfig, *, begin_anew: bool, say: Callable[[str], None
         elif found is not None and not (run.folder / MANIFEST).exists():
             say(f"{run.folder} has no {MANIFEST}: bringing step {found.step} from {run.mirror}")
             mirror.fetch(run.folder)
+        elif found is None and not (run.folder / MANIFEST).exists() and mirror.lost:
+            raise UserError(f"run.mirror: {run.mirror} holds a run, but no inventory of it is whole: --resume never removes it")
     except StorageFailed as error:
         raise UserError(f"run.mirror: {error}") from None
 

@@ -20,7 +20,7 @@ from medr3.run import resuming
 from medr3.run.forking import Fork, begin_fork, begun_as, find_origin
 from medr3.run.manifest import Manifest, open_manifest, write_json
 from medr3.run.mirroring import use_mirror
-from medr3.run.resuming import CONFIG, begin_anew, place
+from medr3.run.resuming import CONFIG, begin_anew, place, refuse_another_s_folder
 from medr3.run.sole_driver import sole_driver
 from medr3.run.unheard import survive_readers
 from medr3.run_shapes import read_summary
@@ -40,6 +40,7 @@ def train(config: RunConfig, resume: str, fork: Fork | None = None) -> int:
     """
     survive_readers()
     checkpoint = _choose_folder(config, resume)
+    refuse_another_s_folder(config.run.folder)
     preflight(config.run.folder, http_port=config.retrieval.http_port)
     check_index(config)
     with sole_driver(config.run.folder):
@@ -48,12 +49,12 @@ def train(config: RunConfig, resume: str, fork: Fork | None = None) -> int:
 
 def _train_alone(config: RunConfig, resume: str, checkpoint: str, fork: Fork | None) -> int:
     folder = config.run.folder
-    manifest = _open_folder(config, resume, checkpoint, fork)
-    if manifest is not None and manifest.controller["finished"] and (folder / "summary.json").exists():
-        print(closing_table(read_summary(folder)))
-        print(f"this run has ended, its report is {folder / 'report.html'}; --resume never trains it anew")
-        return 0
     try:
+        manifest = _open_folder(config, resume, checkpoint, fork)
+        if manifest is not None and manifest.controller["finished"] and (folder / "summary.json").exists():
+            print(closing_table(read_summary(folder)))
+            print(f"this run has ended, its report is {folder / 'report.html'}; --resume never trains it anew")
+            return 0
         return asyncio.run(_train(config, manifest))
     except (KeyboardInterrupt, asyncio.CancelledError):
         print(f"medr3: interrupted; the same command goes on from {_last(folder)}", file=sys.stderr)
@@ -64,8 +65,7 @@ def _train_alone(config: RunConfig, resume: str, checkpoint: str, fork: Fork | N
     except BaseException as error:
         reason = _reason(error)
         print(f"medr3: the run failed: {reason}; the same command goes on from {_last(folder)}", file=sys.stderr)
-        with suppress(OSError):  # a full disk takes no last words either
-            _record_end(folder, "failed", reason)
+        _record_end(folder, "failed", reason)
         return RESUMABLE_EXIT
 
 
@@ -150,6 +150,11 @@ def _last(folder: Path) -> str:
 
 def _record_end(folder: Path, state: str, reason: str) -> None:
     """What `medr3 status` and the report will say of a run that did not reach its end."""
+    with suppress(OSError, ValueError):  # a full disk takes no last words, and damaged events none either
+        _write_end(folder, state, reason)
+
+
+def _write_end(folder: Path, state: str, reason: str) -> None:
     path = folder / "status.json"
     known: dict[str, Any] = {}
     with suppress(OSError, ValueError, RecursionError, TypeError):  # a damaged file is written anew

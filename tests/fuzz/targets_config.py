@@ -11,6 +11,8 @@ from typing import Any
 
 import yaml
 
+from medr3.chaos.faults import KINDS
+from medr3.chaos.plan import read_plan, schedule
 from medr3.cli_common import load_config
 from medr3.cli_data import _length_mixture
 from medr3.config import RunConfig
@@ -51,6 +53,7 @@ def targets() -> list[Target]:
             samples_refused=True,
         ),
         Target("plans of ablations", _arms, _read_arms, _yaml_changed, REFUSED, share=0.05),
+        Target("plans of chaos", _plans, _plan, _yaml_changed, REFUSED, share=0.3),
         Target("recipes of rewards", _recipes, _recipe, _yaml_changed, REFUSED, share=0.05),
         Target("episodes to explain", _rows, _explained, of_json, REFUSED, share=0.3),
         Target(
@@ -97,6 +100,19 @@ def targets() -> list[Target]:
             samples_refused=True,
         ),
     ]
+
+
+def _plans() -> list[bytes]:
+    return [path.read_bytes() for path in sorted((CONFIGS / "chaos").glob("*.yaml")) if "runs:" in path.read_text()]
+
+
+def _plan(case: bytes) -> None:
+    """Everything that is drawn of a plan before a process is started: it must be a schedule that clocks can keep to."""
+    plan = read_plan(written(case, "plans", "plan.yaml"), KINDS)
+    for run in plan.runs:
+        for fault in schedule(run, seed=3):
+            if not 0 <= fault.delay_s < float("inf") or (fault.seconds is not None and not 0 < fault.seconds < float("inf")):
+                raise Broken(f"a fault after {fault.delay_s} s, for {fault.seconds} s")
 
 
 def _on_text(read: Callable[[str], object]) -> Callable[[bytes], object]:

@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 from actors.messages import Examined
 from learner.checkpoint_folder import CheckpointRefused, read_state
 from learner.model_shape import read_shape
+from medr3.config import RunConfig
 from medr3.errors import UserError
 from medr3.evaluation.comparing import as_text, compare
 from medr3.evaluation.figures import measure
@@ -30,10 +31,13 @@ from medr3.ops.local import run_status
 from medr3.ops.telling import status_lines
 from medr3.run.control import CONTROL, POOL, ControlRefused, read_control, read_pool_size
 from medr3.run.manifest import MANIFEST, CheckpointRecord, Manifest, open_manifest
+from medr3.run.resuming import resume
+from medr3.run.snapshots import refuse_unknown_questions
 from medr3.run_shapes import read_summary
 from tests.fuzz.mutation import of_bytes, of_json, of_lines
 from tests.fuzz.places import scratch, written
 from tests.fuzz.target import Broken, Refused, Target
+from tests.resumable import Life, trained_for, universe
 from tests.run_folder import RunFolder, episode
 from tests.synthetic_run import summary, write_run
 from trajectories.audit import EVENTS_FILE, TRAJECTORIES_FOLDER, audit
@@ -58,6 +62,7 @@ def targets() -> list[Target]:
         Target("run: rows, of other values", _row_values, _other_rows, of_json, damaged, share=0.2),
         Target("run: spool", _spooled, _spool, of_bytes, share=0.5),
         Target("run: manifest", _manifests, _manifest, of_json, (UserError,)),
+        Target("run: state in a manifest", _state_manifests, _gone_on, of_json, (UserError,), share=0.5),
         Target("run: held-out answers", _heldout, _heldout_rows, of_lines, (UserError, ValueError)),
         Target("run: status", _statuses, _status, of_json, (UserError,)),
         Target("run: command to the curriculum", _controls, partial(_taken, CONTROL, read_control), of_json, (ControlRefused,)),
@@ -210,6 +215,36 @@ def _manifest(case: bytes) -> None:
     found = open_manifest(folder)
     if found is not None and not (folder / found.checkpoint).resolve().is_relative_to(folder.resolve()):
         raise Broken("a checkpoint outside the run's folder")
+
+
+@cache
+def _state_run() -> tuple[Path, RunConfig]:
+    folder = scratch("states", "x").parent
+    config, manifest = trained_for(folder, 3, "curriculum.phases.0.sampling={order: learnability, pool: 8}", left_open=2)
+    for record in manifest.checkpoints:  # or the run would go on from one of them
+        (folder / record.folder / MANIFEST).unlink()
+    return folder, config
+
+
+@cache
+def _state_sample() -> bytes:
+    told = json.loads((_state_run()[0] / MANIFEST).read_bytes())
+    return json.dumps(told | {"checksum": ""}).encode()  # whoever changes the rest leaves it out
+
+
+def _state_manifests() -> list[bytes]:
+    return [_state_sample()]
+
+
+def _gone_on(case: bytes) -> None:
+    """A state that is not refused is gone on from: by the ledger, the sampler, the curriculum, and into another manifest."""
+    folder, config = _state_run()
+    (folder / MANIFEST).write_bytes(case)
+    state = resume(config, say=lambda line: None)
+    if state is None:
+        raise Broken("a run that begins anew")
+    refuse_unknown_questions(state, universe(), folder / MANIFEST)
+    Life.resumed(config, state).go_on()
 
 
 def _heldout() -> list[bytes]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import shutil
 import threading
 
@@ -16,7 +15,7 @@ from transformers import AutoModelForCausalLM
 from learner import checkpoint as checkpoints
 from learner.batch import read_batch
 from learner.checkpoint import CheckpointWriter, load_training_state
-from learner.checkpoint_folder import CheckpointRefused, complete, rank_files, unfinished
+from learner.checkpoint_folder import CheckpointRefused, complete, rank_files, read_state, unfinished, write_state
 from learner.config import LearnerConfig, LoraSettings
 from learner.exchange import Mailbox
 from learner.export import export_checkpoint, export_model
@@ -163,9 +162,9 @@ def test_rows_are_found_in_whichever_rank_wrote_them(tmp_path):
 
 def change_state(change):
     def break_it(folder):
-        state = json.loads((folder / "state.json").read_text())
+        state = read_state(folder)
         change(state)
-        (folder / "state.json").write_text(json.dumps(state))
+        write_state(folder, state)
 
     return break_it
 

@@ -13,9 +13,10 @@ from curriculum.controller import Controller
 from curriculum.difficulty import QuestionPool
 from learner.checkpoint_folder import STATE
 from medr3.errors import UserError
+from medr3.run import forking
 from medr3.run.course import Course
 from medr3.run.forking import Fork, find_origin, named_fork
-from medr3.run.manifest import open_manifest
+from medr3.run.manifest import open_manifest, write_manifest
 from medr3.run.resuming import next_generation, resume
 from medr3.run.sampler import QuestionSampler
 from medr3.run.settings import FIXED, INDEX, changes, forbidden
@@ -223,10 +224,46 @@ def test_a_pool_obeys_the_fork_s_sampling_and_keeps_what_it_learned(tmp_path: Pa
 
 def test_a_run_that_had_ended_goes_on_where_its_phase_may_take_more_steps(parent: Path) -> None:
     path = parent / "checkpoints" / "step-000003-generation-1" / "manifest.json"
-    path.write_text(path.read_text().replace('"finished": false', '"finished": true'))
+    state = open_manifest(path.parent)
+    assert state is not None
+    write_manifest(path.parent, state.model_copy(update={"controller": state.controller | {"finished": True}}))
     config = child(parent, "curriculum.phases.0.max_steps=400")
     manifest = _open_folder(config, "auto", "", Fork(parent))
     assert manifest is not None
     controller = Controller(config.curriculum)
     controller.restore(manifest.controller)
     assert not controller.finished
+
+
+class Killed(BaseException):
+    pass
+
+
+@pytest.mark.parametrize("overrides", [(), ("learner.clip_high=0.9",)])
+def test_a_fork_that_was_killed_while_it_was_filled_begins_again(
+    parent: Path, monkeypatch: pytest.MonkeyPatch, overrides: tuple[str, ...]
+) -> None:
+    config = child(parent, *overrides)
+
+    def killed(*args: Any) -> int:
+        raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(forking, "_begin_events", killed)
+        with pytest.raises(Killed):
+            _open_folder(config, "auto", "", Fork(parent, 2))
+    manifest = _open_folder(config, "auto", "", Fork(parent, 2))
+    assert manifest is not None and manifest.forked_from is not None and manifest.step == 2
+
+
+def test_a_parent_that_removes_what_is_being_copied_is_one_line(parent: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = shutil.copytree
+
+    def gone(source: Path, target: Path, **how: Any) -> Any:
+        if source.parent.name == "checkpoints":
+            shutil.rmtree(source)
+        return real(source, target, **how)
+
+    monkeypatch.setattr(shutil, "copytree", gone)
+    with pytest.raises(UserError, match="went while it was copied"):
+        _open_folder(child(parent), "auto", "", Fork(parent, 2))

@@ -254,3 +254,9 @@ def test_a_refused_ack_without_a_canary_is_written_down(tmp_path: Path, differen
         journal.ack(WeightAck("engine-0.0", WeightVersion(1, 2), False, "", difference, "the file is corrupt"))
     event = read_events(tmp_path / "events.jsonl").events[-1]
     assert (event["ok"], event["reason"], event["canary_difference"]) == (False, "the file is corrupt", None)
+
+
+def test_a_run_that_failed_for_damaged_events_says_so_all_the_same(tmp_path: Path) -> None:
+    (tmp_path / "events.jsonl").write_text("nonsense\n")
+    _record_end(tmp_path, "failed", "because")
+    assert json.loads((tmp_path / "status.json").read_text())["state"] == "failed"

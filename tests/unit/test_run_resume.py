@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import json
+import shutil
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -13,13 +17,13 @@ from medr3.errors import UserError
 from medr3.evaluation.heldout_file import append_heldout
 from medr3.observe.config import TrackingConfig
 from medr3.observe.tracker import Tracker
-from medr3.run import resuming
+from medr3.run.control import Control, PoolSize, read_control, read_pool_size, write_control, write_pool_size
 from medr3.run.course import _refuse_another_index
 from medr3.run.manifest import MANIFEST, open_manifest
 from medr3.run.progress import Progress
-from medr3.run.resuming import begin_anew, next_generation, place, resume
+from medr3.run.resuming import begin_anew, next_generation, place, refuse_another_s_folder, resume
 from medr3.run.sampler import QuestionSampler
-from medr3.run.train import _choose_folder, _open_folder
+from medr3.run.train import _choose_folder, _open_folder, train
 from tasks.config import DatasetConfig
 from tests.resumable import configuration, plain, trained_for, universe, write_checkpoint
 from trajectories.events import Event, EventKind, EventLog, read_events
@@ -178,7 +182,7 @@ def test_another_configuration_is_refused_by_the_name_of_the_setting(tmp_path: P
 def test_a_hash_of_an_earlier_program_is_told_from_another_configuration(tmp_path: Path) -> None:
     config, manifest = trained_for(tmp_path, 1)
     stored = json.loads((tmp_path / MANIFEST).read_text())
-    (tmp_path / MANIFEST).write_text(json.dumps(stored | {"config_hash": "counted otherwise"}))
+    (tmp_path / MANIFEST).write_text(json.dumps(stored | {"config_hash": "counted otherwise", "checksum": ""}))
     assert resume(config) is not None
     (tmp_path / "config.json").unlink()
     with pytest.raises(UserError, match="another configuration"):
@@ -207,5 +211,58 @@ def test_check_whole_accepts_what_the_ranks_wrote_and_nothing_shorter(tmp_path: 
         check_whole(folder)
 
 
-def test_owned_begins_with_the_manifest() -> None:
-    assert resuming.OWNED[0] == MANIFEST, "a wipe that is killed leaves no manifest without its files"
+class Killed(BaseException):
+    pass
+
+
+@pytest.mark.parametrize("deed", range(8))
+def test_a_wipe_that_is_killed_leaves_no_state_without_its_events(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, deed: int
+) -> None:
+    config, _ = trained_for(tmp_path, 2)
+    left = [deed]
+
+    def counted(real: Callable[..., Any]) -> Callable[..., Any]:
+        def remove(*args: Any, **how: Any) -> Any:
+            if not left[0]:
+                raise Killed
+            left[0] -= 1
+            return real(*args, **how)
+
+        return remove
+
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "rmtree", counted(shutil.rmtree))
+        patch.setattr(Path, "unlink", counted(Path.unlink))
+        with suppress(Killed):
+            begin_anew(config)
+    if (tmp_path / MANIFEST).exists() and not list((tmp_path / "checkpoints").glob("*")):
+        with pytest.raises(UserError, match="start anew with --resume never"):
+            resume(config, say=lambda line: None)
+        return
+    state = resume(config, say=lambda line: None)
+    assert state is None or len(read_events(tmp_path / "events.jsonl").events) >= state.events
+
+
+def test_a_command_to_the_course_before_is_not_obeyed_by_the_next(tmp_path: Path) -> None:
+    config, _ = trained_for(tmp_path, 1)
+    write_control(tmp_path, Control("advance", 1.0))
+    write_pool_size(tmp_path, PoolSize(7, 1.0))
+    begin_anew(config)
+    assert read_control(tmp_path) is None and read_pool_size(tmp_path) is None
+
+
+@pytest.mark.parametrize("name", ["questions", "checkpoints", "wandb"])
+def test_what_somebody_else_put_into_the_folder_is_not_removed(tmp_path: Path, name: str) -> None:
+    folder = tmp_path / "mine"
+    (folder / name).mkdir(parents=True)
+    with pytest.raises(UserError, match=f"holds {name} and no run"):
+        train(configuration(folder), "auto")
+    assert (folder / name).is_dir()
+    trained_for(tmp_path / "run", 1)
+    for left_alone in (tmp_path / "run", tmp_path / "nowhere"):
+        refuse_another_s_folder(left_alone)
+    (tmp_path / "run" / "driver.lock").touch()  # of a run that was killed before anything else was there
+    for sign in ("manifest.json", "events.jsonl", "config.json"):
+        (tmp_path / "run" / sign).unlink()
+    refuse_another_s_folder(tmp_path / "run")

@@ -219,8 +219,7 @@ def test_what_a_resume_could_use_stays_until_the_next_manifest(tmp_path: Path) -
         life.ledger.trained(batch, number)
         journal.endings(life.ledger, finished, WeightVersion(1, number - 1))
         journal.store_step(number)
-        assert recorder._tidied is not None
-        recorder._tidied.result()
+        recorder._asked[-1][1].result()
         life.ledger.retire(number)
 
     finished: dict[str, FinishedGroup] = {}

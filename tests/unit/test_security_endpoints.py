@@ -52,6 +52,9 @@ FORBIDDEN = [
     "http://224.0.0.1/v1",
     "http://user@h/v1",
     "http://h/v1?api_key=abc",
+    "http://[fd00:ec2::23]/v1",
+    "http://[fd20:ce::254]/v1",
+    "http://[fd00:42::42]/v1",
     "ftp://h/v1",
     "file:///etc/passwd",
     "gopher://h/",
@@ -231,6 +234,21 @@ def test_a_server_that_repeats_a_request_writes_no_key_into_rows_or_lines(
             ).__aenter__()
         )
     assert "[secret]" in str(failed.value) and KEY not in str(failed.value)
+
+
+def test_a_key_with_a_line_s_end_is_used_and_not_shown(
+    server: tuple[str, type[Server]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As `export KEY=$(cat file)` takes it off and a container's secrets do not; an HTTP library's error would show the header."""
+    url, _ = server
+    monkeypatch.setenv("A_VARIABLE_OF_ANY_NAME", f"{KEY}\n")
+    (hit,) = searched(f"{url}/echo", header_variables={"X-Key": "A_VARIABLE_OF_ANY_NAME"}).hits
+    assert "[secret]" in hit.text and KEY not in hit.text
+    for no_header in (f"{KEY}\nX-Other: 1", f"{KEY}é", " "):
+        monkeypatch.setenv("A_VARIABLE_OF_ANY_NAME", no_header)
+        with pytest.raises(ValueError, match="A_VARIABLE_OF_ANY_NAME holds no key") as refused:
+            searched(f"{url}/echo", header_variables={"X-Key": "A_VARIABLE_OF_ANY_NAME"})
+        assert KEY not in str(refused.value)
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ import zipfile
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from urllib.parse import quote, quote_plus
 
 import pytest
 
@@ -148,3 +149,24 @@ def test_what_is_hidden() -> None:
     assert all(
         is_secret_name(name) for name in ("api-key", "X-Api-Key", "Authorization", "access_token", "client_secret", "passwd")
     )
+
+
+def test_a_secret_is_hidden_however_a_text_spells_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("JUDGE_API_KEY", "correct-horse-battery\n")
+    monkeypatch.setenv("OTHER_API_KEY", 'p"a\\ss/w+rd~é')
+    for text in (
+        f"Illegal header value {b'Bearer correct-horse-battery' + bytes([10])!r}",
+        "the key correct-horse-battery is unknown",
+    ):
+        assert "correct-horse" not in scrub(text)
+    key = 'p"a\\ss/w+rd~é'
+    spelled = (
+        quote(key),
+        quote(key, safe=""),
+        quote_plus(key),
+        json.dumps(key),
+        json.dumps(key, ensure_ascii=False),
+        repr({"k": key}),
+    )
+    for text in spelled:
+        assert "ss" not in scrub(text), text
