@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from medr3.chaos.plan import Scheduled
-from medr3.chaos.processes import Process
+from medr3.chaos.processes import OTHER, Process
 from medr3.chaos.scene import Scene
 
 Ends = Literal["never", "always", "may"]
@@ -65,9 +65,11 @@ def fault(
 
 def choose(scene: Scene, role: str, pick: float) -> Process:
     """One of the run's processes of this role."""
-    found = [process for process in scene.processes() if process.role == role]
+    there = scene.processes()
+    found = [process for process in there if process.role == role]
     if not found:
-        raise NoTarget(f"the run has no {role} now")
+        roles = sorted({process.role for process in there if process.role != OTHER})
+        raise NoTarget(f"the run has no {role} now, but {', '.join(roles) or 'nothing'}")
     return found[int(pick * len(found))]
 
 
