@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import os
 import time
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from collections.abc import Coroutine, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from actors.config import EngineConfig
 from actors.engine_start import engine_arguments, engine_environment
@@ -19,6 +19,10 @@ if TYPE_CHECKING:
     from vllm.v1.engine.async_llm import AsyncLLM
 
     from actors.engine_load import EngineLoad
+
+T = TypeVar("T")
+
+LOOK_FOR_DEATH_S = 0.25  # vLLM notices within milliseconds; asking it costs nothing
 
 # vLLM schedules smaller numbers first: the canary is computed in the first step after an update, before any kept request.
 _CANARY_PRIORITY = -1
@@ -134,51 +138,57 @@ class PolicyEngine:
     async def update(self, publication: Publication) -> WeightAck:
         """Loads and proves new weights. Never raises on bad weights: the acknowledgement says what was wrong."""
         async with self._updating:
-            clock = _Clock()
-            self._gate.clear()
-            checksum, difference, reason = "", float("nan"), "the update was broken off"
-            try:
-                await self._wake_weights()
-                await self._pause(clear_cache=self.drop_kept_cache)
-                clock.lap("pause")
-                checksum, stages = await self._transfer(publication)
-                clock.lap("calls", of_which=stages)
-                difference = await self._canary_difference(publication.canary)
-                clock.lap("canary")
-                passed = difference <= self._tolerance
-                reason = "" if passed else f"canary differs by {difference:.3g}, allowed is {self._tolerance:.3g}"
-            except EngineLost:
-                raise
-            except Exception as error:  # whatever went wrong, the weights are not proved
-                reason = f"{type(error).__name__}: {error}"
-            finally:
-                await self._open(publication.version, reason)
-            clock.lap("open")
-            return WeightAck(
-                self.engine_id,
-                publication.version,
-                not reason,
-                checksum,
-                difference,
-                reason,
-                {**clock.laps, "total": clock.total()},
-            )
+            return await self._unless_lost(self._update(publication))
+
+    async def _update(self, publication: Publication) -> WeightAck:
+        clock = _Clock()
+        self._gate.clear()
+        checksum, difference, reason = "", float("nan"), "the update was broken off"
+        try:
+            await self._wake_weights()
+            await self._pause(clear_cache=self.drop_kept_cache)
+            clock.lap("pause")
+            checksum, stages = await self._transfer(publication)
+            clock.lap("calls", of_which=stages)
+            difference = await self._canary_difference(publication.canary)
+            clock.lap("canary")
+            passed = difference <= self._tolerance
+            reason = "" if passed else f"canary differs by {difference:.3g}, allowed is {self._tolerance:.3g}"
+        except EngineLost:
+            raise
+        except Exception as error:  # whatever went wrong, the weights are not proved
+            reason = f"{type(error).__name__}: {error}"
+        finally:
+            await self._open(publication.version, reason)
+        clock.lap("open")
+        return WeightAck(
+            self.engine_id,
+            publication.version,
+            not reason,
+            checksum,
+            difference,
+            reason,
+            {**clock.laps, "total": clock.total()},
+        )
 
     async def sleep(self) -> None:
         """Samples nothing until the next update; requests in flight are kept. On a GPU its memory is the learner's until then."""
         async with self._updating:
-            self._gate.clear()
-            if not self._gives_memory_back:
-                await self._pause(clear_cache=False)
-            elif not self._asleep:
-                await self._engine().sleep(_DISCARD, mode="keep")
-                self._asleep = list(_MEMORY)
-                self._note_forced()
+            await self._unless_lost(self._sleep())
+
+    async def _sleep(self) -> None:
+        self._gate.clear()
+        if not self._gives_memory_back:
+            await self._pause(clear_cache=False)
+        elif not self._asleep:
+            await self._engine().sleep(_DISCARD, mode="keep")
+            self._asleep = list(_MEMORY)
+            self._note_forced()
 
     async def wake(self) -> None:
         """Takes back the memory of its weights, which the next update fills; until that has proved them, nothing is sampled."""
         async with self._updating:
-            await self._wake_weights()
+            await self._unless_lost(self._wake_weights())
 
     def load(self) -> dict[str, float | int]:
         """How full the KV cache is, from 0 to 1, and how many requests had to leave it since the engine started."""
@@ -188,6 +198,24 @@ class PolicyEngine:
     def take_peak(self) -> float:
         """The fullest that the KV cache was since this was asked before."""
         return self._heard().take_peak()
+
+    async def _unless_lost(self, work: Coroutine[Any, Any, T]) -> T:
+        """vLLM leaves a call unanswered for ever that its process died under: so that is looked for meanwhile."""
+        doing = asyncio.ensure_future(work)
+        doing.add_done_callback(_heed)
+        try:
+            while not doing.done():
+                await asyncio.wait([doing], timeout=LOOK_FOR_DEATH_S)
+                self.raise_if_lost()
+            return doing.result()
+        except EngineLost:
+            doing.cancel()  # and not awaited: nobody answers what it does at its end either
+            self._gate.set()  # those who wait for it find that the engine is lost
+            raise
+        except asyncio.CancelledError:
+            doing.cancel()
+            await asyncio.wait([doing])
+            raise
 
     def raise_if_lost(self) -> None:
         if self._engine().errored:
@@ -323,6 +351,12 @@ def _completion(output: RequestOutput, prompt_ids: Sequence[int], engine_id: str
         raise RuntimeError(f"engine {engine_id} answered {output.request_id} for another prompt than was sent")
     spans = [VersionSpan(*WeightVersion.parse(span.version), span.start, span.end) for span in sampled.weight_versions or ()]
     return Completion(list(sampled.token_ids), list(sampled.logprobs.logprobs), spans)
+
+
+def _heed(task: asyncio.Future[Any]) -> None:
+    """So that asyncio does not tell of an error that nobody asks for: the engine's death is told instead."""
+    if not task.cancelled():
+        task.exception()
 
 
 def _absolute(difference: float) -> float:

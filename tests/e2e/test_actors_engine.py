@@ -373,19 +373,26 @@ def test_nothing_sampled_under_doubtful_weights_leaves_the_engine(setup: Setup) 
     assert setup.run(setup.engine.update(doubtful)).ok  # with its own canary the same file is fine
 
 
-def test_a_dead_engine_process_is_a_lost_engine(setup: Setup) -> None:
-    """The last test of this module: it ends the engine."""
+def test_a_process_that_dies_within_an_update_is_a_lost_engine_at_once(setup: Setup) -> None:
+    """The last test of this module: it ends the engine. vLLM itself never answers a call that its process died under."""
+    assert setup.run(setup.engine.update(setup.publish(13))).ok
 
     async def killed() -> list[Any]:
-        tasks = [asyncio.create_task(setup.sample(f"lost-{i}", tokens=200)) for i in range(4)]
+        tasks: list[asyncio.Task[Any]] = [asyncio.create_task(setup.sample(f"lost-{i}", tokens=200)) for i in range(4)]
         await asyncio.sleep(0.05)
-        setup.core().kill()
-        return await asyncio.gather(*tasks, return_exceptions=True)
+        core = setup.core()
+        core.suspend()  # so that the update is under way, and not over
+        tasks.append(asyncio.create_task(setup.engine.update(setup.publish(14))))
+        await asyncio.sleep(0.5)
+        core.kill()
+        return await asyncio.wait_for(asyncio.gather(*tasks, return_exceptions=True), 20)
 
     outcomes = setup.run(killed())
     assert all(isinstance(outcome, EngineLost) for outcome in outcomes), outcomes
     with pytest.raises(EngineLost, match="its vLLM process died"):
         setup.engine.raise_if_lost()
+    with pytest.raises(EngineLost):
+        setup.run(asyncio.wait_for(setup.engine.update(setup.publish(15)), 20))
 
 
 def flip_bit(worker: Any, name: str, bit: int) -> int:
