@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import ray
 from ray.exceptions import RayError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from learner.checkpoint_folder import complete
 from learner.config import LearnerConfig
@@ -48,7 +49,9 @@ class LearnerClient:
             raise RuntimeError("this learner was started before: make another LearnerClient")
         if not (model_dir / "config.json").is_file():
             raise FileNotFoundError(f"no model in {model_dir}: it has no config.json")
-        self._exchange = Exchange.remote(self._config.workers)
+        # Where the driver is: what takes no resources, Ray puts on any node, also on one that may go at two minutes' notice.
+        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+        self._exchange = Exchange.options(scheduling_strategy=here).remote(self._config.workers)
         self._ended = asyncio.get_running_loop().create_future()
         arguments = (asyncio.get_running_loop(), self._ended, model_dir.resolve(), storage.resolve())
         threading.Thread(target=self._fit, args=arguments, name="learner-fit", daemon=True).start()
