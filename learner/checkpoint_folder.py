@@ -15,10 +15,8 @@ import os
 from pathlib import Path
 from typing import Any
 
-from xxhash import xxh3_128_hexdigest
-
 from learner.checked_file import damage
-from trajectories.durable import sync
+from trajectories.durable import checksum_of, sync
 
 STATE, CHECKSUM = "state.json", "checksum"
 UNFINISHED = ".unfinished"
@@ -50,7 +48,7 @@ def read_state(folder: Path) -> dict[str, Any]:
         raise CheckpointRefused(f"no checkpoint in {folder}: it has no {STATE}; resume from a folder of checkpoints/") from None
     except (ValueError, RecursionError):
         raise _changed(folder) from None
-    if not isinstance(state, dict) or state.pop(CHECKSUM, None) not in (None, _checksum(state)):
+    if not isinstance(state, dict) or state.pop(CHECKSUM, None) not in (None, checksum_of(state)):
         raise _changed(folder)
     return state
 
@@ -58,13 +56,9 @@ def read_state(folder: Path) -> dict[str, Any]:
 def write_state(folder: Path, state: dict[str, Any]) -> None:
     """What a checkpoint says of itself, with a checksum of its own; on disk when this returns."""
     with (folder / STATE).open("w", encoding="utf-8") as file:
-        json.dump({CHECKSUM: _checksum(state), **state}, file)
+        json.dump({CHECKSUM: checksum_of(state), **state}, file)
         file.flush()
         os.fsync(file.fileno())
-
-
-def _checksum(state: dict[str, Any]) -> str:
-    return xxh3_128_hexdigest(json.dumps(state, sort_keys=True).encode())
 
 
 def _changed(folder: Path) -> CheckpointRefused:

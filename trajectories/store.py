@@ -164,10 +164,9 @@ class TrajectoryStore:
         """Opens only large files in whose range a small one lies: this comes after every step, however many there were."""
         names = _names(self.folder)
         small = [name for name in names if not name.large]
-        for name in names:
-            within = [each for each in small if name.large and each.generation == name.generation]
-            within = [each for each in within if name.first <= each.first <= name.last]
-            repeated = set(name.steps()) if within else set()
+        for large in (name for name in names if name.large):
+            within = [each for each in small if each.generation == large.generation and large.first <= each.first <= large.last]
+            repeated = set(large.steps()) if within else set()
             for each in within:
                 if each.first in repeated:
                     each.path.unlink(missing_ok=True)

@@ -51,11 +51,11 @@ class Cluster:
             "RAY_USAGE_STATS_ENABLED": "0", "RAY_raylet_start_wait_time_s": "180", "RAY_agent_register_timeout_ms": "120000",
             "RAY_worker_niceness": "0", "RAY_ADDRESS": f"127.0.0.1:{port}",
         }  # fmt: skip
+        joining = environment | LOOPBACK  # or Ray takes the loopback for another address, on which nothing listens
         head = _ray_start(
-            ["ray"], folder, environment | LOOPBACK, "--head", f"--port={port}", f"--num-cpus={HEAD_CPUS}", "--dashboard-host=127.0.0.1",
+            ["ray"], folder, joining, "--head", f"--port={port}", f"--num-cpus={HEAD_CPUS}", "--dashboard-host=127.0.0.1",
             f"--dashboard-port={board}", f"--ray-client-server-port={client}", f"--temp-dir={folder}",
         )  # fmt: skip
-        joining = environment | LOOPBACK  # or Ray takes the loopback for another address, on which nothing listens
         cluster = cls(folder, joining, port, head)
         try:
             until_answering(head, board, folder / "start.log")

@@ -60,9 +60,8 @@ def node_reports() -> list[NodeReport]:
     from ray.util.state.exception import RayStateApiException
 
     runs: dict[str, Counter[str]] = {}
-    here = (
-        ray.get_runtime_context().gcs_address
-    )  # or Ray looks for one itself, and finds every other Ray of this machine as well
+    # Told, or Ray looks for one itself and finds every other Ray of this machine as well.
+    here = ray.get_runtime_context().gcs_address
     try:
         actors = list_actors(here, filters=[("state", "=", "ALIVE")], limit=MOST_ACTORS, raise_on_missing_output=False)
     except (ConnectionError, RayStateApiException) as error:

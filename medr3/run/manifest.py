@@ -10,11 +10,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
-from xxhash import xxh3_128_hexdigest
 
 from medr3.errors import UserError
 from security.hiding import scrubbed
-from trajectories.durable import sync
+from trajectories.durable import checksum_of, sync
 
 MANIFEST, CHECKPOINTS = "manifest.json", "checkpoints"
 
@@ -102,7 +101,7 @@ def manifest_bytes(manifest: Manifest) -> bytes:
 def _sealed(manifest: Manifest) -> dict[str, Any]:
     """With a checksum, so that a flipped bit that is still JSON is no other state."""
     content = manifest.model_dump(mode="json")
-    return {**content, "checksum": xxh3_128_hexdigest(json.dumps(content, sort_keys=True).encode())}
+    return {**content, "checksum": checksum_of(content)}
 
 
 def open_manifest(folder: Path) -> Manifest | None:

@@ -183,8 +183,11 @@ def _newest(folder: Path, say: Callable[[str], None]) -> Manifest | None:
 
 def _newest_beside(folder: Path) -> Manifest | None:
     """Of checkpoints that a killed run had sealed, but whose manifest had not become the run's yet."""
-    found = [_own_manifest(path) for path in (folder / CHECKPOINTS).glob("step-*") if not _damage(path)]
-    return max(filter(None, found), key=lambda manifest: (manifest.generation, manifest.step), default=None)
+    found = [
+        (manifest, path) for path in (folder / CHECKPOINTS).glob("step-*") if (manifest := _own_manifest(path)) is not None
+    ]
+    found.sort(key=lambda each: (each[0].generation, each[0].step), reverse=True)
+    return next((manifest for manifest, path in found if not _damage(path)), None)  # whose every byte that reads: newest first
 
 
 def _state_of(folder: Path, checkpoint: str, newest: Manifest) -> Manifest | None:

@@ -107,7 +107,7 @@ class _State(BaseModel):
 def refuse_damaged(manifest: Manifest, config: RunConfig, path: Path) -> None:
     """One UserError, which names the place, where `manifest`, read from `path`, holds a state that nothing could go on from."""
     if problem := _problem(manifest, config):
-        raise UserError(f"{path}: the state that it holds is damaged: {problem}: go on from a checkpoint with --resume PATH")
+        raise _damaged(path, problem)
 
 
 def refuse_unknown_questions(manifest: Manifest, universe: Universe, path: Path) -> None:
@@ -118,10 +118,11 @@ def refuse_unknown_questions(manifest: Manifest, universe: Universe, path: Path)
         try:
             universe.question(question_id)
         except (LookupError, ValueError):
-            raise UserError(
-                f"{path}: the state that it holds is damaged: there is no question {question_id[:200]!r}: go on from a"
-                " checkpoint with --resume PATH"
-            ) from None
+            raise _damaged(path, f"there is no question {question_id[:200]!r}") from None
+
+
+def _damaged(path: Path, problem: str) -> UserError:
+    return UserError(f"{path}: the state that it holds is damaged: {problem}: go on from a checkpoint with --resume PATH")
 
 
 def _problem(manifest: Manifest, config: RunConfig) -> str:
